@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vllm-batchllm: vLLM for large batches whose prompts share prefixes.
+
+``from vllm_batchllm import LLM`` is a drop-in for ``vllm.LLM``. Names are loaded on first use,
+so that planning and options work where vLLM is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_batchllm.config import BatchLLMConfig
+    from vllm_batchllm.llm import LLM
+    from vllm_batchllm.report import BatchReport
+
+__all__ = ["LLM", "BatchLLMConfig", "BatchReport", "__version__"]
+
+__version__ = importlib.metadata.version("vllm-batchllm")
+
+_HOME = {
+    "LLM": "vllm_batchllm.llm",
+    "BatchLLMConfig": "vllm_batchllm.config",
+    "BatchReport": "vllm_batchllm.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the plugin: one frozen dataclass, validated, importable without vLLM.
+
+They come from ``LLM(batchllm={...})``, from ``additional_config={"batchllm": {...}}`` or from
+``--additional-config '{"batchllm": {...}}'``; all three end in :meth:`BatchLLMConfig.parse`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+SECTION = "batchllm"
+"""Key of our options inside vLLM's ``additional_config``."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class BatchLLMConfig:
+    """Options of vllm-batchllm. Every field has a default that suits a batch."""
+
+    order: Literal["dfs", "decode-ratio"] = "dfs"
+    """Which prefix group is opened next."""
+
+    max_wait_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """Longest wait of any request, seconds: one that waits longer is admitted next and its
+    group with it. None for no limit: right for a batch, where only the makespan counts."""
+
+    lookahead: Annotated[int, Field(ge=1)] | None = None
+    """``LLM`` only: at most this many unfinished requests in the engine at once; None queues
+    the whole batch before the first step."""
+
+    dedupe: bool = True
+    """``LLM`` only: compute exact duplicates under greedy decoding once."""
+
+    @classmethod
+    def parse(cls, options: BatchLLMConfig | Mapping[str, Any] | None) -> BatchLLMConfig:
+        """Check ``options`` and fill in the defaults.
+
+        Raises:
+            ValueError: an unknown key, or a value of the wrong type or out of range; the
+                message names the key, the value, and what is allowed.
+        """
+        if options is None:
+            return cls()
+        if isinstance(options, cls):
+            return options
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f"batchllm options must be a mapping such as {{'order': 'dfs'}}, got {options!r}"
+            )
+        for key in options:
+            if key not in OPTIONS:
+                raise ValueError(_unknown_key(key, options[key]))
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise ValueError("; ".join(map(_bad_value, error.errors()))) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain JSON values; :meth:`parse` takes them back."""
+        return asdict(self)
+
+
+OPTIONS = tuple(field.name for field in fields(BatchLLMConfig))
+
+
+def _unknown_key(key: object, value: object) -> str:
+    close = difflib.get_close_matches(str(key), OPTIONS, n=1, cutoff=0.0)
+    return (
+        f"unknown batchllm option {key!r} (value {value!r}); did you mean {close[0]!r}? "
+        f"Known options: {', '.join(OPTIONS)}"
+    )
+
+
+def _bad_value(error: Any) -> str:
+    key = str(error["loc"][0])
+    return f"batchllm option {key!r} = {error['input']!r} is not allowed; allowed: {allowed(key)}"
+
+
+def allowed(key: str) -> str:
+    """The values that option ``key`` takes, in words."""
+    annotation = BatchLLMConfig.__pydantic_fields__[key].annotation  # type: ignore[attr-defined]
+    schema = TypeAdapter(annotation).json_schema()
+    return " or ".join(_describe(part) for part in schema.get("anyOf", [schema]))
+
+
+def _describe(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(repr(value) for value in schema["enum"])
+    if schema["type"] == "boolean":
+        return "true, false"
+    words = {"integer": "a whole number", "number": "a number", "null": "null"}[schema["type"]]
+    bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    limits = [f"{sign} {schema[name]:g}" for name, sign in bounds.items() if name in schema]
+    return " ".join([words, " and ".join(limits)]).strip()

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A radix forest over chained block hashes.
+
+vLLM's block hashes are chained: an equal hash at position ``k`` means that everything up to
+and including block ``k`` is equal (tokens, LoRA adapter, salt, images). So two requests share
+exactly their common run of leading hashes, and its length is found by binary search; no token
+is ever compared and no hash is copied.
+
+The forest holds *waiting* items only. It knows, for every shared prefix, how many of them wait
+at or below it and how much work they bring, which is all that an ordering of groups needs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import count
+from typing import Any, Generic, NamedTuple, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+Rank = Any  # totally ordered; smaller arrived earlier
+Key = Any  # totally ordered; smaller is opened earlier
+
+
+class Load(NamedTuple):
+    """Work that one waiting item brings, beside the blocks it may share.
+
+    num_output_tokens: expected output, tokens.
+    num_tail_tokens: prompt tokens behind the last full block, computed for this item alone.
+    """
+
+    num_output_tokens: int
+    num_tail_tokens: int
+
+
+class PrefixNode(Generic[T]):
+    """A run of blocks ``hashes[start:end]`` shared by everything at or below it.
+
+    ``num_waiting``, ``num_output_tokens`` and ``num_prompt_tokens`` sum over the whole subtree;
+    ``num_prompt_tokens`` counts each shared block once and leaves out runs already computed.
+    ``rank`` is that of the earliest arrival below.
+    """
+
+    __slots__ = (
+        "children",
+        "computed",
+        "end",
+        "hashes",
+        "heap",
+        "key",
+        "members",
+        "num_output_tokens",
+        "num_prompt_tokens",
+        "num_waiting",
+        "parent",
+        "rank",
+        "start",
+    )
+
+    def __init__(
+        self,
+        hashes: Sequence[Hashable],
+        start: int,
+        end: int,
+        parent: PrefixNode[T] | None,
+        rank: Rank,
+    ) -> None:
+        self.hashes = hashes
+        self.start = start
+        self.end = end
+        self.parent = parent
+        self.rank = rank
+        self.children: dict[Hashable, PrefixNode[T]] | None = None
+        self.members: OrderedDict[T, Load] | None = None
+        self.num_waiting = 0
+        self.num_output_tokens = 0
+        self.num_prompt_tokens = 0
+        self.computed = False
+        self.heap: list[tuple[Key, int, PrefixNode[T]]] | None = None
+        self.key: Key = None
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in this node's own run."""
+        return self.end - self.start
+
+
+class PrefixForest(Generic[T]):
+    """Waiting items, arranged by their shared prefixes.
+
+    Args:
+        block_size: tokens per block, for the sums of prompt tokens.
+        key: orders siblings; smaller comes first. It may read every public figure of a node.
+        dynamic: whether ``key`` reads figures that change while a node waits (anything but
+            ``rank``).
+
+    Insert and remove cost O(depth * log blocks); ``best_child`` is O(log children) amortised.
+    """
+
+    def __init__(
+        self,
+        block_size: int,
+        key: Callable[[PrefixNode[T]], Key] = lambda node: node.rank,
+        dynamic: bool = False,
+    ) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1 token, got {block_size}")
+        self.block_size = block_size
+        self.root: PrefixNode[T] = PrefixNode((), 0, 0, None, None)
+        self._key = key
+        self._dynamic = dynamic
+        self._node_of: dict[T, PrefixNode[T]] = {}
+        self._serial = count()
+
+    def __len__(self) -> int:
+        return len(self._node_of)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._node_of
+
+    def node_of(self, item: T) -> PrefixNode[T]:
+        """The node at whose end ``item`` waits. Raises KeyError if it does not wait here."""
+        return self._node_of[item]
+
+    def insert(
+        self, item: T, hashes: Sequence[Hashable], rank: Rank, load: Load = Load(0, 0)
+    ) -> PrefixNode[T]:
+        """Add ``item`` under its chained ``hashes`` and return its node.
+
+        The sequence is kept by reference: it may grow, but its first ``len(hashes)`` entries
+        must stay as they are while anything waits below them.
+
+        Raises:
+            ValueError: ``item`` waits already, or has no hashes (nothing to share).
+        """
+        if item in self._node_of:
+            raise ValueError(f"{item!r} waits in this forest already")
+        if not hashes:
+            raise ValueError(f"{item!r} has no block hashes; it cannot be placed in a forest")
+        node, num_new_blocks = self._place(hashes, rank)
+        if node.members is None:
+            node.members = OrderedDict()
+        node.members[item] = load
+        self._node_of[item] = node
+        self._grow(node, rank, load, num_new_blocks * self.block_size + load.num_tail_tokens)
+        return node
+
+    def remove(self, item: T, *, admitted: bool = False) -> None:
+        """Take ``item`` out and drop the nodes that only it kept.
+
+        With ``admitted`` the runs on its path count as computed from now on, and the order of
+        the open path is left alone (the walk is inside it).
+
+        Raises:
+            KeyError: ``item`` does not wait here.
+        """
+        node = self._node_of.pop(item)
+        assert node.members is not None
+        load = node.members.pop(item)
+        num_tokens = load.num_tail_tokens
+        current: PrefixNode[T] | None = node
+        while current is not None:
+            if not current.computed and (admitted or current.num_waiting == 1):
+                num_tokens += current.num_blocks * self.block_size
+                current.computed = True
+            current.num_waiting -= 1
+            current.num_output_tokens -= load.num_output_tokens
+            current.num_prompt_tokens -= num_tokens
+            parent = current.parent
+            if parent is not None:
+                if current.num_waiting == 0:
+                    assert parent.children is not None
+                    del parent.children[current.hashes[current.start]]
+                elif self._dynamic and not admitted:
+                    self._file(current, parent)
+            current = parent
+
+    def best_child(self, node: PrefixNode[T]) -> PrefixNode[T]:
+        """The child of ``node`` that comes first by ``key``.
+
+        Raises:
+            ValueError: ``node`` has no children.
+        """
+        if not node.children:
+            raise ValueError("a node without children has no best child")
+        heap = node.heap
+        if heap is None:
+            if len(node.children) == 1:
+                return next(iter(node.children.values()))
+            heap = self._build_heap(node)
+        while True:
+            key, _, child = heap[0]
+            if child.num_waiting and child.parent is node and child.key is key:
+                return child
+            heapq.heappop(heap)
+
+    def refresh(self, node: PrefixNode[T]) -> None:
+        """Bring the order of ``node`` and its ancestors up to date after admissions below."""
+        while node.parent is not None:
+            if node.num_waiting:
+                self._file(node, node.parent)
+            node = node.parent
+
+    def walk(self, node: PrefixNode[T] | None = None) -> Iterator[T]:
+        """Every waiting item below ``node`` (default: all), depth first in order of the keys.
+
+        Read-only and iterative (any depth); O(n log n).
+        """
+        stack = [self.root if node is None else node]
+        while stack:
+            current = stack.pop()
+            yield from current.members or ()
+            stack.extend(reversed(self.ordered_children(current)))
+
+    def ordered_children(self, node: PrefixNode[T]) -> list[PrefixNode[T]]:
+        """The children of ``node`` in the order of the keys. O(n log n)."""
+        return sorted((node.children or {}).values(), key=self._key)
+
+    def _place(self, hashes: Sequence[Hashable], rank: Rank) -> tuple[PrefixNode[T], int]:
+        """Find or make the node that ends exactly where ``hashes`` ends."""
+        node, position, num_hashes = self.root, 0, len(hashes)
+        while position < num_hashes:
+            if node.children is None:
+                node.children = {}
+            child = node.children.get(hashes[position])
+            if child is None:
+                leaf = PrefixNode(hashes, position, num_hashes, node, rank)
+                node.children[hashes[position]] = leaf
+                return leaf, num_hashes - position
+            position = _match_end(child, hashes)
+            node = child if position == child.end else self._split(child, position)
+        return node, 0
+
+    def _split(self, node: PrefixNode[T], at: int) -> PrefixNode[T]:
+        """Cut ``node``'s run at block ``at``; return the new upper part."""
+        parent = node.parent
+        assert parent is not None and parent.children is not None
+        upper = PrefixNode(node.hashes, node.start, at, parent, node.rank)
+        upper.children = {node.hashes[at]: node}
+        upper.num_waiting = node.num_waiting
+        upper.num_output_tokens = node.num_output_tokens
+        upper.num_prompt_tokens = node.num_prompt_tokens
+        upper.computed = node.computed
+        parent.children[node.hashes[node.start]] = upper
+        if not node.computed:
+            node.num_prompt_tokens -= (at - node.start) * self.block_size
+        node.start = at
+        node.parent = upper
+        self._file(upper, parent)
+        return upper
+
+    def _grow(self, node: PrefixNode[T], rank: Rank, load: Load, num_tokens: int) -> None:
+        """Add one item's work to ``node`` and all its ancestors."""
+        current: PrefixNode[T] | None = node
+        while current is not None:
+            current.num_waiting += 1
+            current.num_output_tokens += load.num_output_tokens
+            current.num_prompt_tokens += num_tokens
+            parent = current.parent
+            if parent is not None:
+                older = rank < current.rank
+                if older:
+                    current.rank = rank
+                if self._dynamic or older or current.num_waiting == 1:
+                    self._file(current, parent)
+            current = parent
+
+    def _file(self, node: PrefixNode[T], parent: PrefixNode[T]) -> None:
+        """(Re)enter ``node`` into its parent's heap, if that has been built."""
+        heap = parent.heap
+        if heap is None:
+            return
+        assert parent.children is not None
+        if len(heap) > 2 * len(parent.children) + 64:
+            self._build_heap(parent)
+            return
+        node.key = self._key(node)
+        heapq.heappush(heap, (node.key, next(self._serial), node))
+
+    def _build_heap(self, node: PrefixNode[T]) -> list[tuple[Key, int, PrefixNode[T]]]:
+        assert node.children is not None
+        for child in node.children.values():
+            child.key = self._key(child)
+        heap = [(child.key, next(self._serial), child) for child in node.children.values()]
+        heapq.heapify(heap)
+        node.heap = heap
+        return heap
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where a structural promise is broken. O(size of the forest)."""
+        seen: dict[T, PrefixNode[T]] = {}
+        nodes = [self.root]
+        for node in nodes:
+            nodes.extend((node.children or {}).values())
+        for node in reversed(nodes):
+            self._check_node(node)
+            seen.update(dict.fromkeys(node.members or (), node))
+        assert seen == self._node_of, "items and nodes disagree"
+
+    def _check_node(self, node: PrefixNode[T]) -> None:
+        children = list((node.children or {}).items())
+        loads = list((node.members or {}).values())
+        own = 0 if node.computed or node.parent is None else node.num_blocks * self.block_size
+        assert node.num_waiting == len(loads) + sum(c.num_waiting for _, c in children)
+        assert node.num_output_tokens == (
+            sum(load.num_output_tokens for load in loads)
+            + sum(c.num_output_tokens for _, c in children)
+        )
+        assert node.num_prompt_tokens == (
+            own
+            + sum(load.num_tail_tokens for load in loads)
+            + sum(c.num_prompt_tokens for _, c in children)
+        )
+        for first_hash, child in children:
+            assert child.parent is node and child.start == node.end, "broken link"
+            assert child.start < child.end and child.hashes[child.start] == first_hash
+            assert child.num_waiting > 0, "an empty node was left behind"
+            if node.heap is not None:
+                assert any(c is child and k is child.key for k, _, c in node.heap), "not filed"
+
+
+def _match_end(node: PrefixNode[T], hashes: Sequence[Hashable]) -> int:
+    """First position where ``hashes`` leaves ``node``'s run, given that it enters it.
+
+    Chained hashes are equal up to some position and different behind it, hence binary search.
+    """
+    own, low = node.hashes, node.start + 1
+    high = min(node.end, len(hashes))
+    if own[high - 1] == hashes[high - 1]:
+        return high
+    while low < high:
+        middle = (low + high) // 2
+        if own[middle] == hashes[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ordering policies: which prefix group is opened next.
+
+A policy sees a group as a few sums (:class:`GroupLoad`) and returns a sortable key; the group
+with the smallest key is opened first, at every level of the tree. Whatever the policy, the
+walk stays depth first inside a group, so the order never costs reuse. Every key ends in the
+rank of arrival: ties keep the order in which requests came.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+
+class GroupLoad(Protocol):
+    """What a policy may know of a group (a forest node, or a lone request).
+
+    num_waiting: requests that wait in it.
+    num_output_tokens: output expected of them, tokens.
+    num_prompt_tokens: prompt tokens still to compute for them, shared runs counted once.
+    rank: of the earliest arrival; smaller is earlier.
+    """
+
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def rank(self) -> Any: ...
+
+
+class LoneLoad(NamedTuple):
+    """The load of a request that shares nothing."""
+
+    num_waiting: int
+    num_output_tokens: int
+    num_prompt_tokens: int
+    rank: Any
+
+
+class GroupOrder(Protocol):
+    """An ordering policy.
+
+    name: as users write it. dynamic: whether keys change while a group waits.
+    """
+
+    name: str
+    dynamic: bool
+
+    def key(self, group: GroupLoad) -> Any:
+        """Sortable key of ``group``; the smallest is opened first."""
+
+
+class DepthFirst:
+    """``dfs``: groups in order of their earliest arrival. With nothing shared this is FCFS."""
+
+    name = "dfs"
+    dynamic = False
+
+    def key(self, group: GroupLoad) -> Any:
+        return group.rank
+
+
+class DecodeRatio:
+    """``decode-ratio``: most expected output per prompt token still to compute, first.
+
+    Long outputs start early, so that their decodes ride on the prefills of later groups.
+    Members are counted: the published R_group = 1 / (L_prefix + sum of L_suffix) (BatchLLM,
+    section on group ordering) takes one output per group; here the numerator is the output of
+    all members.
+    """
+
+    name = "decode-ratio"
+    dynamic = True
+
+    def key(self, group: GroupLoad) -> Any:
+        return (-group.num_output_tokens / max(group.num_prompt_tokens, 1), group.rank)
+
+
+ORDERS: dict[str, type[DepthFirst] | type[DecodeRatio]] = {
+    policy.name: policy for policy in (DepthFirst, DecodeRatio)
+}
+
+
+def make_order(name: str) -> GroupOrder:
+    """The policy called ``name``. Raises ValueError that lists the known ones."""
+    try:
+        return ORDERS[name]()
+    except KeyError:
+        raise ValueError(f"unknown order {name!r}; known: {', '.join(ORDERS)}") from None
