@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 SUPPORTED_MIN = "0.32.0"
@@ -59,11 +60,11 @@ def check_vllm_version() -> None:
 
 
 def _is_supported(installed: str) -> bool:
+    supported = SpecifierSet(f">={SUPPORTED_MIN},<{SUPPORTED_BELOW}")
     try:
-        release = Version(Version(installed).public)
+        return supported.contains(Version(installed).public, prereleases=True)
     except InvalidVersion:
         return False
-    return Version(SUPPORTED_MIN) <= release < Version(SUPPORTED_BELOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,20 @@ LEDGER: tuple[Touched, ...] = (
         how="called as a utility",
         until=UNTIL_BATCH,
     ),
+    *(
+        Touched(
+            f"{OFFLINE}.{name}",
+            why=why,
+            how="overridden; calls super with everything as it came",
+            until=UNTIL_BATCH,
+        )
+        for name, why in (
+            ("_add_completion_requests", "hold the engine while a batch is queued"),
+            ("_add_chat_requests", "hold the engine while a batch is queued"),
+            ("_run_completion", "know that a call waits for its outputs, so look-ahead may apply"),
+            ("_run_chat", "know that a call waits for its outputs, so look-ahead may apply"),
+        )
+    ),
     Touched(
         f"{OFFLINE}._preprocess_cmpl_one",
         why="a prompt that cannot be rendered fails alone",
@@ -206,7 +221,7 @@ def install_counters_utility() -> None:
     from vllm.v1.engine.core import EngineCore
 
     def batchllm_counters(self: EngineCore) -> dict[str, float]:
-        snapshot: dict[str, float] = self.scheduler.batchllm_snapshot()  # type: ignore[attr-defined]
+        snapshot: dict[str, float] = self.scheduler.batchllm_snapshot()
         return snapshot
 
-    EngineCore.batchllm_counters = batchllm_counters  # type: ignore[attr-defined]
+    EngineCore.batchllm_counters = batchllm_counters

@@ -119,7 +119,9 @@ class AdmissionLine(Generic[R]):
         yield from self._returned
         open_tree, rest = self._walk.rest_of_tree()
         yield from rest
-        lone = deque((self._lone_key(request, rank), request) for rank, request in self._unhashed.ranked())
+        lone = deque(
+            (self._lone_key(request, rank), request) for rank, request in self._unhashed.ranked()
+        )
         for tree in self._forest.ordered_children(self._forest.root):
             if tree is open_tree:
                 continue

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--scheduler`` on vLLM's own command lines, and nothing changed without it."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.entrypoints.launchers.run_batch import make_arg_parser as run_batch_parser
+from vllm.plugins import load_general_plugins
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_batchllm import compat, plugin
+
+
+@pytest.fixture(autouse=True)
+def loaded() -> None:
+    load_general_plugins()
+    plugin.register()
+
+
+def parser() -> FlexibleArgumentParser:
+    return AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+
+
+def test_the_entry_point_is_found_by_vllm() -> None:
+    assert hasattr(EngineArgs.add_cli_args, "batchllm_wrapped")
+
+
+@pytest.mark.parametrize("make", [parser, lambda: run_batch_parser(FlexibleArgumentParser())])
+def test_scheduler_by_name(make) -> None:
+    common = ["-i", "a", "-o", "b"] if make is not parser else []
+    args = make().parse_args([*common, "--scheduler", "batchllm"])
+    assert args.scheduler_cls == plugin.BATCHLLM_SCHEDULER
+    assert make().parse_args([*common, "--scheduler", "stock"]).scheduler_cls is None
+
+
+def test_bench_throughput_takes_the_option() -> None:
+    from vllm.benchmarks.throughput import add_cli_args
+
+    bench = FlexibleArgumentParser()
+    add_cli_args(bench)
+    args = bench.parse_args(["--scheduler=batchllm"])
+    assert args.scheduler_cls == plugin.BATCHLLM_SCHEDULER
+
+
+def test_serve_takes_the_option() -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--scheduler", "batchllm"])
+    assert args.scheduler_cls == plugin.BATCHLLM_SCHEDULER
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scheduler", "lifo"], "unknown scheduler 'lifo'; known: batchllm, stock"),
+        (["--scheduler", "batchllm", "--scheduler-cls", "a.B"], "not allowed with argument"),
+        (["--scheduler-cls", "a.B", "--scheduler", "batchllm"], "not allowed with argument"),
+    ],
+)
+def test_bad_choices_are_refused_in_words(words, message, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unsupported_vllm_is_named_when_chosen_and_stock_runs_go_on(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(compat, "installed_vllm_version", lambda: "0.40.0")
+    plugin.register()
+    assert parser().parse_args([]).scheduler_cls is None
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--scheduler", "batchllm"])
+    assert "vLLM 0.40.0 is installed" in capsys.readouterr().err
+
+
+def test_registering_again_changes_nothing() -> None:
+    before = EngineArgs.add_cli_args, EngineArgs.create_engine_config
+    plugin.register()
+    assert (EngineArgs.add_cli_args, EngineArgs.create_engine_config) == before
+
+
+def test_all_other_options_stay_as_stock_has_them() -> None:
+    """The parser differs from vLLM's own in exactly one option."""
+    stock = FlexibleArgumentParser()
+    inspect.unwrap(EngineArgs.add_cli_args)(stock)
+    ours = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    added = set(ours._option_string_actions) - set(stock._option_string_actions)
+    assert added == {"--scheduler"}
+    assert vars(ours.parse_args([])) == vars(stock.parse_args([]))
+    assert vars(ours.parse_args(["--scheduler-cls", "a.B"])) == vars(
+        stock.parse_args(["--scheduler-cls", "a.B"])
+    )
+
+
+def test_prefix_caching_off_is_refused_before_an_engine_starts(llama) -> None:
+    def engine_args(**more):
+        return EngineArgs(
+            model=llama, skip_tokenizer_init=True, enable_prefix_caching=False, **more
+        )
+
+    with pytest.raises(ValueError, match="needs prefix caching.*--no-enable-prefix-caching"):
+        engine_args(scheduler_cls=plugin.BATCHLLM_SCHEDULER).create_engine_config()
+    assert engine_args().create_engine_config().scheduler_config.get_scheduler_cls() is Scheduler
+
+
+def test_bad_options_are_refused_before_an_engine_starts(llama) -> None:
+    args = EngineArgs(
+        model=llama,
+        skip_tokenizer_init=True,
+        scheduler_cls=plugin.BATCHLLM_SCHEDULER,
+        additional_config={"batchllm": {"order": "random"}},
+    )
+    with pytest.raises(ValueError, match="'order' = 'random' is not allowed; allowed: 'dfs'"):
+        args.create_engine_config()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of the offline path that ``vllm_batchllm.LLM`` puts around vLLM's."""

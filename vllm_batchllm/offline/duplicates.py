@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact duplicates: which requests of a batch must have the same answer.
+
+Two requests have the same answer only under greedy decoding, with equal prompt tokens and equal
+parameters. Whatever could make them differ keeps them apart: sampling, several samples per
+prompt, LoRA adapters, cache salts, images, embeddings.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+
+class DuplicateTable:
+    """The first request ("leader") for every distinct (prompt, parameters, priority)."""
+
+    def __init__(self) -> None:
+        self._leaders: dict[tuple[bytes, int], list[tuple[Any, str]]] = {}
+
+    def leader(self, prompt: Mapping[str, Any], params: Any, priority: int) -> str | None:
+        """Id of an earlier request with the same answer, or None."""
+        for known, leader_id in self._leaders.get(_key(prompt, priority), ()):
+            if known is params or known == params:
+                return leader_id
+        return None
+
+    def add(self, prompt: Mapping[str, Any], params: Any, priority: int, request_id: str) -> None:
+        """Enter ``request_id`` as the leader for its prompt and parameters."""
+        self._leaders.setdefault(_key(prompt, priority), []).append((params, request_id))
+
+
+def may_share_answer(prompt: Mapping[str, Any], params: Any, lora_request: Any) -> bool:
+    """Whether a duplicate of this request would certainly get the same answer."""
+    return (
+        prompt.get("type") == "token"
+        and not prompt.get("cache_salt")
+        and lora_request is None
+        and getattr(params, "temperature", None) == 0
+        and params.n == 1
+    )
+
+
+def _key(prompt: Mapping[str, Any], priority: int) -> tuple[bytes, int]:
+    return array("q", prompt["prompt_token_ids"]).tobytes(), priority

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls to the engine core, wherever it lives: in this process or in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def call_core(llm_engine: Any, method: str, *args: Any) -> Any:
+    """Call ``method`` of the engine core and return its result."""
+    client = llm_engine.engine_core
+    if hasattr(client, "call_utility"):
+        return client.call_utility(method, *args)
+    return getattr(client.engine_core, method)(*args)
+
+
+def runs_beside_us(llm_engine: Any) -> bool:
+    """Whether the engine core steps by itself, in another process."""
+    return hasattr(llm_engine.engine_core, "call_utility")
+
+
+@contextmanager
+def held(llm_engine: Any) -> Iterator[None]:
+    """Nothing is scheduled inside the block, so that a batch can be queued whole.
+
+    In one process nothing steps until asked to. An engine that was paused before stays paused.
+    """
+    if not runs_beside_us(llm_engine) or call_core(llm_engine, "is_scheduler_paused"):
+        yield
+        return
+    call_core(llm_engine, "pause_scheduler", "keep", False)
+    try:
+        yield
+    finally:
+        call_core(llm_engine, "resume_scheduler")

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking requests into the engine, one by one: computed, answered as a duplicate, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+from vllm.exceptions import VLLMServerError
+from vllm.sampling_params import RequestOutputKind
+
+from vllm_batchllm.log import get_logger
+from vllm_batchllm.offline.batch import Batch
+from vllm_batchllm.offline.duplicates import may_share_answer
+from vllm_batchllm.offline.outputs import FailedRequestOutput
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Unrenderable:
+    """A prompt that could not be rendered, in the place of its engine input."""
+
+    prompt: Any
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Queues the requests of one call.
+
+    add_request: vLLM's ``_add_request``; returns the engine's id of the request.
+    next_id: the next number of vLLM's request counter.
+    """
+
+    batch: Batch
+    add_request: Callable[..., str]
+    next_id: Callable[[], int]
+    dedupe: bool
+
+    def take(
+        self,
+        prompts: Iterable[Any],
+        params: Sequence[Any],
+        lora_requests: Sequence[Any] | None,
+        priorities: Sequence[int] | None,
+    ) -> Iterator[str]:
+        """Queue one request at a time and yield its id.
+
+        Raises:
+            Exception: the first refusal, if not one request of the call could be accepted.
+        """
+        num_failed_before = len(self.batch.failures)
+        num_taken = 0
+        rows = zip(prompts, params, lora_requests or repeat(None), priorities or repeat(0))
+        for prompt, each_params, lora_request, priority in rows:
+            num_taken += 1
+            yield self._take_one(prompt, each_params, lora_request, priority)
+        failed = self.batch.failures[num_failed_before:]
+        if failed and len(failed) == num_taken:
+            del self.batch.failures[num_failed_before:]
+            raise failed[0].error
+        if failed:
+            logger.warning(
+                "%d of %d requests were refused and the others go on; the first: request %s: %s",
+                len(failed),
+                num_taken,
+                failed[0].request_id,
+                failed[0].error,
+            )
+
+    def _take_one(self, prompt: Any, params: Any, lora_request: Any, priority: int) -> str:
+        if isinstance(prompt, Unrenderable):
+            return self._refuse(prompt.prompt, prompt.error)
+        shareable = self.dedupe and may_share_answer(prompt, params, lora_request)
+        if shareable:
+            params.output_kind = RequestOutputKind.FINAL_ONLY  # as the leader's, to compare equal
+            leader_id = self.batch.duplicates.leader(prompt, params, priority)
+            if leader_id is not None:
+                request_id = str(self.next_id())
+                self.batch.follow(leader_id, request_id, prompt.get("prompt"))
+                return request_id
+        try:
+            engine_id = self.add_request(
+                prompt, params, lora_request=lora_request, priority=priority
+            )
+        except VLLMServerError:
+            raise
+        except Exception as error:
+            return self._refuse(prompt.get("prompt"), error)
+        self.batch.queued(engine_id, prompt, lora_request, params)
+        if shareable:
+            caller_id = engine_id.partition("-")[0]
+            self.batch.duplicates.add(prompt, params, priority, caller_id)
+        return engine_id
+
+    def _refuse(self, prompt: Any, error: Exception) -> str:
+        request_id = str(self.next_id())
+        self.batch.failures.append(FailedRequestOutput(request_id, prompt, error))
+        return request_id
