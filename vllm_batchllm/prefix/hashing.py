@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block hashes of a prompt without vLLM, so that a batch can be planned where vLLM is absent.
+
+They have the property of vLLM's own hashes that everything here relies on (equal hash at one
+position means equal tokens up to there), not their values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from vllm_batchllm.prefix.optimum import TOKEN_BYTES, check_block_size, pack_tokens
+
+_DIGEST_BYTES = 16
+
+
+def chain_hashes(tokens: Sequence[int], block_size: int, namespace: bytes = b"") -> list[bytes]:
+    """Return one 16-byte hash per full block of `block_size` tokens; the tail has none.
+
+    Equal hashes at position k mean equal tokens in blocks 0 to k and equal namespaces.
+
+    Raises:
+        ValueError: `block_size` is below 1, or a token id does not fit into 32 bits.
+    """
+    check_block_size(block_size)
+    return chain_packed(pack_tokens(tokens), block_size, namespace)
+
+
+def chain_packed(packed: bytes, block_size: int, namespace: bytes = b"") -> list[bytes]:
+    """Return what `chain_hashes` returns, for tokens that `pack_tokens` has packed already."""
+    block_bytes = block_size * TOKEN_BYTES
+    # The running state is fed block by block: its digest covers everything so far, the same
+    # promise as hashing (previous digest, block) at a lower cost.
+    state = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=_namespace_key(namespace))
+    hashes = []
+    for end in range(block_bytes, len(packed) + 1, block_bytes):
+        state.update(packed[end - block_bytes : end])
+        hashes.append(state.digest())
+    return hashes
+
+
+def _namespace_key(namespace: bytes) -> bytes:
+    """Return a blake2b key (at most 64 bytes) for a namespace of any length."""
+    return hashlib.blake2b(namespace, digest_size=32).digest() if namespace else b""
