@@ -42,6 +42,7 @@ class BatchLLMConfig:
         """Check ``options`` and fill in the defaults.
 
         Raises:
+            TypeError: ``options`` is no mapping.
             ValueError: an unknown key, or a value of the wrong type or out of range; the
                 message names the key, the value, and what is allowed.
         """
@@ -50,7 +51,7 @@ class BatchLLMConfig:
         if isinstance(options, cls):
             return options
         if not isinstance(options, Mapping):
-            raise ValueError(
+            raise TypeError(
                 f"batchllm options must be a mapping such as {{'order': 'dfs'}}, got {options!r}"
             )
         for key in options:

@@ -111,7 +111,7 @@ class LLM(StockLLM):
             return render(prompt, *args, **kwargs)
         try:
             return render(prompt, *args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - kept for this request, raised or shown later
             return Unrenderable(prompt, error)
 
     def _render_and_add_requests(

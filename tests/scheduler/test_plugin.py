@@ -102,7 +102,7 @@ def test_prefix_caching_off_is_refused_before_an_engine_starts(llama) -> None:
             model=llama, skip_tokenizer_init=True, enable_prefix_caching=False, **more
         )
 
-    with pytest.raises(ValueError, match="needs prefix caching.*--no-enable-prefix-caching"):
+    with pytest.raises(ValueError, match=r"needs prefix caching.*--no-enable-prefix-caching"):
         engine_args(scheduler_cls=plugin.BATCHLLM_SCHEDULER).create_engine_config()
     assert engine_args().create_engine_config().scheduler_config.get_scheduler_cls() is Scheduler
 

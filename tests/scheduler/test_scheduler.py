@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +69,7 @@ def steps_of(scheduler: Any, max_steps: int = 5000) -> list[tuple[dict[str, int]
 
 def group_changes(prompts: Prompts, order: Sequence[str]) -> int:
     firsts = [prompts[int(request_id)][0] for request_id in order]
-    return sum(a != b for a, b in zip(firsts, firsts[1:], strict=False))
+    return sum(a != b for a, b in itertools.pairwise(firsts))
 
 
 @pytest.mark.parametrize("order", ["dfs", "decode-ratio"])
@@ -297,7 +298,7 @@ def test_the_factory_picks_the_leaf(llama) -> None:
 def test_options_have_defaults_and_bad_ones_are_refused(llama) -> None:
     scheduler = make_scheduler(BatchLLMScheduler, make_vllm_config(llama))
     assert scheduler.batchllm_config.order == "dfs"
-    with pytest.raises(ValueError, match="unknown batchllm option 'ordering' .* 'order'"):
+    with pytest.raises(ValueError, match=r"unknown batchllm option 'ordering' .* 'order'"):
         make_scheduler(BatchLLMScheduler, make_vllm_config(llama, options={"ordering": "dfs"}))
     with pytest.raises(ValueError, match="'max_wait_s' = 0 is not allowed; allowed: a number > 0"):
         make_scheduler(BatchLLMScheduler, make_vllm_config(llama, options={"max_wait_s": 0}))

@@ -54,7 +54,9 @@ class Intake:
         """
         num_failed_before = len(self.batch.failures)
         num_taken = 0
-        rows = zip(prompts, params, lora_requests or repeat(None), priorities or repeat(0))
+        rows = zip(
+            prompts, params, lora_requests or repeat(None), priorities or repeat(0), strict=False
+        )
         for prompt, each_params, lora_request, priority in rows:
             num_taken += 1
             yield self._take_one(prompt, each_params, lora_request, priority)
@@ -88,7 +90,7 @@ class Intake:
             )
         except VLLMServerError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - kept for this request, shown in its place
             return self._refuse(prompt.get("prompt"), error)
         self.batch.queued(engine_id, prompt, lora_request, params)
         if shareable:

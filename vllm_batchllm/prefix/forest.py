@@ -34,6 +34,9 @@ class Load(NamedTuple):
     num_tail_tokens: int
 
 
+NO_LOAD = Load(0, 0)
+
+
 class PrefixNode(Generic[T]):
     """A run of blocks ``hashes[start:end]`` shared by everything at or below it.
 
@@ -124,7 +127,7 @@ class PrefixForest(Generic[T]):
         return self._node_of[item]
 
     def insert(
-        self, item: T, hashes: Sequence[Hashable], rank: Rank, load: Load = Load(0, 0)
+        self, item: T, hashes: Sequence[Hashable], rank: Rank, load: Load = NO_LOAD
     ) -> PrefixNode[T]:
         """Add ``item`` under its chained ``hashes`` and return its node.
 

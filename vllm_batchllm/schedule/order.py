@@ -79,7 +79,7 @@ class DecodeRatio:
         return (-group.num_output_tokens / max(group.num_prompt_tokens, 1), group.rank)
 
 
-ORDERS: dict[str, type[DepthFirst] | type[DecodeRatio]] = {
+ORDERS: dict[str, type[DepthFirst | DecodeRatio]] = {
     policy.name: policy for policy in (DepthFirst, DecodeRatio)
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count, islice
 from typing import Any
 
@@ -44,7 +45,9 @@ class PrefixGroupQueue(RequestQueue):
         max_wait_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._new_line = lambda: AdmissionLine[Request](order, block_size, max_wait_s, clock)
+        self._new_line: Callable[[], AdmissionLine[Request]] = partial(
+            AdmissionLine, order, block_size, max_wait_s, clock
+        )
         self._by_priority = by_priority
         self._lines: dict[int, AdmissionLine[Request]] = {}
         self._priorities: list[int] = []

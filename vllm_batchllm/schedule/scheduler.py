@@ -123,7 +123,7 @@ class AsyncBatchLLMScheduler(PrefixGroupMixin, AsyncScheduler):
     for_async_mode = True
 
 
-def leaf_for(async_scheduling: bool) -> type[BatchLLMScheduler] | type[AsyncBatchLLMScheduler]:
+def leaf_for(async_scheduling: bool) -> type[BatchLLMScheduler | AsyncBatchLLMScheduler]:
     """The scheduler class that fits the engine's async mode."""
     return AsyncBatchLLMScheduler if async_scheduling else BatchLLMScheduler
 

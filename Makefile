@@ -1,0 +1,52 @@
+# Everything a contributor does; `make help` lists it. The set-up itself is patches/install.py.
+# Another interpreter, for the first set-up or after `make clean`: make setup PYTHON=python3.12
+PYTHON ?= python3
+PY := .venv/bin/python
+BOOT := $(or $(wildcard $(PY)),$(PYTHON))
+RUFF := $(PY) -m ruff
+LINTED := setup.py vllm_batchllm patches tests benchmarks
+MODEL := models/SmolLM2-135M-Instruct
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test test-fast lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## create .venv with everything pinned (once; about 3 minutes, 4 GB)
+	@command -v $(BOOT) >/dev/null || { echo \
+	  "set-up stopped: $(BOOT) was not found. Install Python 3.11 or newer, or name it:" \
+	  "make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(BOOT) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 7) else \
+	  "set-up stopped: Python 3.11 or newer is needed, but $(BOOT) is %d.%d.%d" % v[:3])'
+	@$(BOOT) patches/install.py
+
+model: setup ## fetch and convert SmolLM2-135M-Instruct into models/ (once; about 40 s, 0.6 GB)
+	@$(PY) benchmarks/demo/fetch_model.py --dest $(MODEL)
+
+demo: model ## documents x questions on a real model, with an A/B against stock vLLM
+	$(PY) benchmarks/demo/main_job.py
+
+test: model ## all tests, real engines included
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-fast: setup ## tests without a model: tests/unit and tests/scheduler
+	$(PY) -m pytest tests/unit tests/scheduler $(PYTEST_ARGS)
+
+lint: setup ## ruff (check and format) and mypy
+	$(RUFF) check $(LINTED)
+	$(RUFF) format --check $(LINTED)
+	$(PY) -m mypy
+
+format: setup ## let ruff format and mend what it can
+	$(RUFF) check --fix $(LINTED)
+	$(RUFF) format $(LINTED)
+
+bench: setup ## A/B of stock, sorted and batchllm (options: BENCH_ARGS="...")
+	.venv/bin/vllm-batchllm bench $(BENCH_ARGS)
+
+clean: ## remove .venv, caches and build files; models/ and results/ stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

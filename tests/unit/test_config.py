@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options are checked, and a refusal says what is allowed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vllm_batchllm.config import OPTIONS, BatchLLMConfig
+
+
+def test_defaults_and_round_trip() -> None:
+    config = BatchLLMConfig.parse(None)
+    assert config == BatchLLMConfig.parse({}) == BatchLLMConfig.parse(config.to_dict())
+    assert BatchLLMConfig.parse(config) is config
+    assert set(config.to_dict()) == set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"ordr": "dfs"},
+            r"unknown batchllm option 'ordr' \(value 'dfs'\); did you mean 'order'\? Known",
+        ),
+        ({"order": "lifo"}, r"'order' = 'lifo' is not allowed; allowed: 'dfs', 'decode-ratio'"),
+        ({"max_wait_s": -1}, r"'max_wait_s' = -1 is not allowed; allowed: a number > 0"),
+        ({"max_wait_s": float("nan")}, r"'max_wait_s' = nan is not allowed"),
+        ({"max_wait_s": "10"}, r"'max_wait_s' = '10' is not allowed"),
+        ({"lookahead": 0}, r"'lookahead' = 0 is not allowed; allowed: a whole number >= 1 or null"),
+        ({"lookahead": True}, r"'lookahead' = True is not allowed"),
+        ({"dedupe": "yes"}, r"'dedupe' = 'yes' is not allowed; allowed: true, false"),
+        ({"dedupe": 1, "lookahead": -3}, r"'lookahead' = -3 .*; batchllm option 'dedupe' = 1"),
+    ],
+)
+def test_bad_options_are_named_with_what_is_allowed(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchLLMConfig.parse(options)
+
+
+def test_options_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(TypeError, match="must be a mapping such as .* got 'dfs'"):
+        BatchLLMConfig.parse("dfs")  # type: ignore[arg-type]
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        BatchLLMConfig().order = "dfs"  # type: ignore[misc]
+
+
+def test_planning_and_options_do_not_load_vllm() -> None:
+    code = (
+        "import sys, vllm_batchllm, vllm_batchllm.config, vllm_batchllm.prefix.optimum, "
+        "vllm_batchllm.plan.command, vllm_batchllm.schedule.line, vllm_batchllm.cli; "
+        "print([m for m in ('vllm', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout
