@@ -26,16 +26,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "scheduler"))
 
-from fake_engine import (  # noqa: E402
+from fake_engine import (
     make_requests,
     make_scheduler,
     make_vllm_config,
     model_folder,
     model_output,
 )
-from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
+from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler  # noqa: E402
+from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
 
 ARMS: dict[str, Any] = {"stock": Scheduler, "batchllm": BatchLLMScheduler}
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm serve --scheduler batchllm`` and the engine in its own process, from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ENGINE
+from openai import AsyncOpenAI
+
+VLLM = Path(sys.executable).with_name("vllm")
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    log: Path
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port = free_port()
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    words = [VLLM, "serve", smollm2, "--scheduler", "batchllm", "--served-model-name", "smollm2"]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    words += ["--block-size", "32", "--max-model-len", "768", "--max-num-seqs", "6"]
+    words += ["--num-gpu-blocks-override", str(ENGINE["num_gpu_blocks_override"])]
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with log.open("w") as sink:
+        process = subprocess.Popen(words, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(process, url, log)
+        yield Server(url, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError(f"the server did not start: {log.read_text()[-3000:]}")
+
+
+def test_the_server_says_what_was_chosen(server) -> None:
+    lines = [line for line in server.log.read_text().splitlines() if "Scheduler: batchllm" in line]
+    assert len(lines) == 1 and "order=dfs" in lines[0]
+
+
+def test_openai_client_gets_stocks_answers_group_by_group(server, stock) -> None:
+    from vllm import SamplingParams
+
+    documents = [f"Document {n}. " + f"The number {n} is odd or even. " * 25 for n in range(4)]
+    prompts = [f"{doc}\nQuestion {q}: which number? Answer:" for q in range(3) for doc in documents]
+    client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+
+    async def ask(prompt: str) -> str:
+        answer = await client.completions.create(
+            model="smollm2", prompt=prompt, max_tokens=6, temperature=0
+        )
+        return answer.choices[0].text
+
+    async def ask_all() -> list[str]:
+        return await asyncio.gather(*map(ask, prompts))
+
+    answers = asyncio.run(ask_all())
+    expected = stock.generate(prompts, SamplingParams(temperature=0, max_tokens=6), use_tqdm=False)
+    assert answers == [output.outputs[0].text for output in expected]
+
+
+def test_chat_and_a_bad_request(server) -> None:
+    from openai import BadRequestError, OpenAI
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    ask = client.chat.completions.create
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    with pytest.raises(BadRequestError, match="768"):
+        ask(model="smollm2", messages=[{"role": "user", "content": "word " * 900}])
+    answer = ask(model="smollm2", messages=question, max_tokens=12, temperature=0)
+    assert "Paris" in (answer.choices[0].message.content or "")
+
+
+SEPARATE_PROCESS = """
+import sys
+from vllm import SamplingParams
+from vllm_batchllm import LLM
+if __name__ == "__main__":
+    llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, block_size=32,
+              max_model_len=256, num_gpu_blocks_override=24, max_num_seqs=2)
+    prompts = [f"{n % 3} " * 60 + f"Item {n}:" for n in range(12)]
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=4))
+    assert len(outputs) == 12 and all(len(o.outputs[0].token_ids) == 4 for o in outputs)
+    report = llm.report()
+    assert report.reuse_efficiency >= 0.999, report
+    assert report.steps > 1 and report.plan_s > 0 and report.num_requests == 12
+    print(report)
+"""
+
+
+def test_the_batch_is_queued_whole_before_an_engine_in_its_own_process(smollm2, tmp_path) -> None:
+    """Three groups under a cache for one: only a whole view of the batch reaches the optimum."""
+    script = tmp_path / "run.py"
+    script.write_text(SEPARATE_PROCESS)
+    done = subprocess.run(
+        [sys.executable, str(script), smollm2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "batchllm report" in done.stdout
