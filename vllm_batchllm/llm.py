@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vllm import LLM as StockLLM
@@ -42,7 +43,8 @@ class LLM(StockLLM):
     complete; if none can be accepted, the first error is raised, as in vLLM.
 
     Raises:
-        ValueError: a bad option, prefix caching switched off, or a scheduler that is not ours.
+        ValueError: a bad option, prefix caching switched off, a scheduler that is not ours, or a
+            model folder that is missing or has no config.
         UnsupportedVLLMError: the installed vLLM is outside the supported range.
     """
 
@@ -54,6 +56,7 @@ class LLM(StockLLM):
         **kwargs: Any,
     ) -> None:
         compat.check_vllm_version()
+        check_model_folder(model)
         register()  # the config checks, where plugin loading was restricted
         self.batchllm_config = _put_options(batchllm, kwargs)
         self._batch: Batch | None = None
@@ -224,6 +227,27 @@ class LLM(StockLLM):
             yield
         finally:
             setattr(self, name, before)
+
+
+def check_model_folder(model: str) -> None:
+    """Refuse a model path that cannot be a model folder, before vLLM takes it for a hub name.
+
+    Raises:
+        ValueError: names the folder, what is wrong with it, and the way out.
+    """
+    folder = Path(model)
+    if not (folder.is_absolute() or model.startswith((".", "~")) or folder.exists()):
+        return
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        if folder.suffix == ".gguf" and folder.is_file():
+            return
+        raise ValueError(f"model folder {model!r} {problem}; give a folder or a hub name")
+    if not any((folder / name).exists() for name in ("config.json", "params.json")):
+        raise ValueError(
+            f"model folder {model!r} has no config.json, so it is no model or only half converted; "
+            "convert or download it again"
+        )
 
 
 def _put_options(

@@ -102,6 +102,7 @@ class OrderOracle:
             items = self.below(self.position)
             here = [item for item in items if item.path == self.position]
             if here:
-                return min(here, key=list(self.ranks).index)
+                arrivals = list(self.ranks)
+                return min(here, key=lambda item: (item.tail > 0, arrivals.index(item)))
             depth = len(self.position) + 1
             self.position = min({item.path[:depth] for item in items}, key=self.key)

@@ -34,9 +34,7 @@ def test_order_equals_brute_force_under_any_mix_of_operations(order, steps) -> N
     oracle = OrderOracle(ratio=order.name == "decode-ratio")
     waiting: list[Item] = []
     last_popped: Item | None = None
-    serial = 0
-    for operation, *values in steps:
-        serial += 1
+    for serial, (operation, *values) in enumerate(steps):
         if operation == "add":
             item = Item(serial, values[0], tail=values[1], max_tokens=values[2])
             line.add(item, serial)

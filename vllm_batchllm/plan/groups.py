@@ -114,7 +114,7 @@ class SharingTree:
         first such prompt, which can be the one that computes it for all.
         """
         end = node.end * self._block_size
-        num_ending = sum(self._lengths[index] == end for index in node.members or ())
+        num_ending = sum(self._lengths[index] == end for index in node.ending_here())
         blocks = (node.num_waiting - 1) * (node.end - start) - max(num_ending - 1, 0)
         return blocks * self._block_size
 
@@ -156,9 +156,9 @@ def _path(node: Node) -> list[Node]:
 
 
 def _any_member(node: Node) -> int:
-    while not node.members:
+    while (member := next(node.ending_here(), None)) is None:
         node = next(_children(node))
-    return next(iter(node.members))
+    return member
 
 
 def departures(groups: Sequence[SharedPrefix], prompts: Sequence[Sequence[int]]) -> list[int]:

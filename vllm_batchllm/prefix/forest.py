@@ -43,9 +43,14 @@ class PrefixNode(Generic[T]):
     ``num_waiting``, ``num_output_tokens`` and ``num_prompt_tokens`` sum over the whole subtree;
     ``num_prompt_tokens`` counts each shared block once and leaves out runs already computed.
     ``rank`` is that of the earliest arrival below.
+
+    Items that end here are in ``aligned`` if their prompt ends with the run's last block, else
+    in ``members``. The aligned come first: a prompt is never hit to its very end, so an aligned
+    one that came second would compute its last block again.
     """
 
     __slots__ = (
+        "aligned",
         "children",
         "computed",
         "end",
@@ -76,12 +81,18 @@ class PrefixNode(Generic[T]):
         self.rank = rank
         self.children: dict[Hashable, PrefixNode[T]] | None = None
         self.members: OrderedDict[T, Load] | None = None
+        self.aligned: OrderedDict[T, Load] | None = None
         self.num_waiting = 0
         self.num_output_tokens = 0
         self.num_prompt_tokens = 0
         self.computed = False
         self.heap: list[tuple[Key, int, PrefixNode[T]]] | None = None
         self.key: Key = None
+
+    def ending_here(self) -> Iterator[T]:
+        """Items whose hashes end with this run, in the order in which they are served."""
+        yield from self.aligned or ()
+        yield from self.members or ()
 
     @property
     def num_blocks(self) -> int:
@@ -142,9 +153,12 @@ class PrefixForest(Generic[T]):
         if not hashes:
             raise ValueError(f"{item!r} has no block hashes; it cannot be placed in a forest")
         node, num_new_blocks = self._place(hashes, rank)
-        if node.members is None:
-            node.members = OrderedDict()
-        node.members[item] = load
+        if load.num_tail_tokens:
+            node.members = node.members or OrderedDict()
+            node.members[item] = load
+        else:
+            node.aligned = node.aligned or OrderedDict()
+            node.aligned[item] = load
         self._node_of[item] = node
         self._grow(node, rank, load, num_new_blocks * self.block_size + load.num_tail_tokens)
         return node
@@ -159,8 +173,10 @@ class PrefixForest(Generic[T]):
             KeyError: ``item`` does not wait here.
         """
         node = self._node_of.pop(item)
-        assert node.members is not None
-        load = node.members.pop(item)
+        load = node.aligned.pop(item, None) if node.aligned else None
+        if load is None:
+            assert node.members is not None
+            load = node.members.pop(item)
         num_tokens = load.num_tail_tokens
         current: PrefixNode[T] | None = node
         while current is not None:
@@ -213,7 +229,7 @@ class PrefixForest(Generic[T]):
         stack = [self.root if node is None else node]
         while stack:
             current = stack.pop()
-            yield from current.members or ()
+            yield from current.ending_here()
             stack.extend(reversed(self.ordered_children(current)))
 
     def ordered_children(self, node: PrefixNode[T]) -> list[PrefixNode[T]]:
@@ -298,12 +314,12 @@ class PrefixForest(Generic[T]):
             nodes.extend((node.children or {}).values())
         for node in reversed(nodes):
             self._check_node(node)
-            seen.update(dict.fromkeys(node.members or (), node))
+            seen.update(dict.fromkeys(node.ending_here(), node))
         assert seen == self._node_of, "items and nodes disagree"
 
     def _check_node(self, node: PrefixNode[T]) -> None:
         children = list((node.children or {}).items())
-        loads = list((node.members or {}).values())
+        loads = [*(node.aligned or {}).values(), *(node.members or {}).values()]
         own = 0 if node.computed or node.parent is None else node.num_blocks * self.block_size
         assert node.num_waiting == len(loads) + sum(c.num_waiting for _, c in children)
         assert node.num_output_tokens == (

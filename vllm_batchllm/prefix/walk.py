@@ -19,7 +19,8 @@ T = TypeVar("T", bound=Hashable)
 class DepthFirstWalk(Generic[T]):
     """Serves the items of ``forest`` group by group.
 
-    At every node: first what ends there (it is a prefix of the rest), in order of arrival,
+    At every node: first what ends there (it is a prefix of the rest), aligned prompts before
+    others, each in order of arrival;
     then the children in the order of the forest's key.
     """
 
@@ -39,10 +40,10 @@ class DepthFirstWalk(Generic[T]):
             raise IndexError("peek from an empty forest")
         self._climb()
         node = self._cursor
-        while not node.members:
+        while (item := next(node.ending_here(), None)) is None:
             node = self._forest.best_child(node)
         self._cursor = node
-        return next(iter(node.members))
+        return item
 
     def next_root(self) -> PrefixNode[T]:
         """The tree that would be opened next if no group were open.
@@ -75,7 +76,7 @@ class DepthFirstWalk(Generic[T]):
     def _rest(self, path: list[PrefixNode[T]]) -> Iterator[T]:
         yield from self._forest.walk(path[0])
         for done, node in pairwise(path):
-            yield from node.members or ()
+            yield from node.ending_here()
             for child in self._forest.ordered_children(node):
                 if child is not done:
                     yield from self._forest.walk(child)
