@@ -12,11 +12,13 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
+
     from vllm_batchllm.config import BatchLLMConfig
     from vllm_batchllm.llm import LLM
     from vllm_batchllm.report import BatchReport
 
-__all__ = ["LLM", "BatchLLMConfig", "BatchReport", "__version__"]
+__all__ = ["LLM", "BatchLLMConfig", "BatchReport", "SamplingParams", "__version__"]
 
 __version__ = importlib.metadata.version("vllm-batchllm")
 
@@ -24,6 +26,7 @@ _HOME = {
     "LLM": "vllm_batchllm.llm",
     "BatchLLMConfig": "vllm_batchllm.config",
     "BatchReport": "vllm_batchllm.report",
+    "SamplingParams": "vllm",
 }
 
 
