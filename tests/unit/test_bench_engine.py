@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arms get the same engine; whatever else differs stops the benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_batchllm.bench.config_diff import config_differences
+from vllm_batchllm.bench.engine import (
+    BATCHLLM_SCHEDULER,
+    Engines,
+    EngineSpec,
+    arm_kwargs,
+    engine_kwargs,
+    scheduler_of,
+)
+from vllm_batchllm.bench.errors import BenchError
+
+SPEC = EngineSpec(model="m", kv_blocks=100, max_model_len=300)
+
+specs = st.builds(
+    EngineSpec,
+    model=st.just("m"),
+    kv_blocks=st.integers(1, 999),
+    max_model_len=st.integers(1, 999),
+    block_size=st.sampled_from([16, 32]),
+    lengths_known=st.booleans(),
+    batchllm_options=st.sampled_from([(), (("order", "dfs"),)]),
+    extra=st.sampled_from([(), (("additional_config", {"other": 1}),)]),
+)
+
+
+@given(spec=specs, on_cpu=st.booleans())
+def test_arms_differ_in_the_scheduler_and_nothing_else(spec: EngineSpec, on_cpu: bool) -> None:
+    stock = arm_kwargs(spec, "stock", on_cpu=on_cpu)
+    assert stock == arm_kwargs(spec, "sorted", on_cpu=on_cpu) == engine_kwargs(spec, on_cpu=on_cpu)
+    ours = arm_kwargs(spec, "batchllm", on_cpu=on_cpu)
+    assert ours.pop("scheduler_cls") == BATCHLLM_SCHEDULER
+    additional = dict(ours.pop("additional_config", {}))
+    assert additional.pop("batchllm", {}) == dict(spec.batchllm_options)
+    assert additional == dict(stock.pop("additional_config", {}))
+    assert ours == stock
+
+
+def test_cpu_settings_do_not_leak_to_gpus() -> None:
+    cpu_only = {"distributed_executor_backend", "enforce_eager"}
+    assert cpu_only <= engine_kwargs(SPEC, on_cpu=True).keys()
+    assert not cpu_only & engine_kwargs(SPEC, on_cpu=False).keys()
+
+
+def test_an_unknown_arm_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"'batchlm'.*'batchllm'"):
+        arm_kwargs(SPEC, "batchlm", on_cpu=True)
+
+
+@dataclass
+class FakeSchedulerConfig:
+    max_num_seqs: int = 256
+    scheduler_cls: str | None = None
+
+
+@dataclass
+class FakeConfig:
+    scheduler_config: FakeSchedulerConfig = field(default_factory=FakeSchedulerConfig)
+    additional_config: dict[str, Any] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+    instance_id: str = "a"
+    lock: object = field(default_factory=object)
+
+
+def test_scheduler_identity_and_addresses_are_no_difference() -> None:
+    ours = FakeConfig(
+        FakeSchedulerConfig(scheduler_cls="x"), {"batchllm": {"order": "dfs"}}, instance_id="b"
+    )
+    assert config_differences(FakeConfig(), ours) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "path"),
+    [
+        (FakeConfig(FakeSchedulerConfig(max_num_seqs=8)), "scheduler_config.max_num_seqs"),
+        (FakeConfig(additional_config={"else": 1}), "additional_config.else"),
+        (FakeConfig(sizes=[1, 3]), "sizes.1"),
+        (FakeConfig(sizes=[1]), "sizes.len"),
+        (FakeConfig(lock=[]), "lock"),
+    ],
+)
+def test_any_other_field_is_a_difference(other: FakeConfig, path: str) -> None:
+    assert any(text.startswith(path) for text in config_differences(FakeConfig(), other))
+
+
+def engine_with(config: FakeConfig) -> SimpleNamespace:
+    return SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config))
+
+
+def test_engines_that_differ_are_refused_with_the_field_and_both_values() -> None:
+    engines = Engines(
+        {
+            "stock": engine_with(FakeConfig()),
+            "batchllm": engine_with(FakeConfig(FakeSchedulerConfig(max_num_seqs=8))),
+        }
+    )
+    with pytest.raises(BenchError, match="max_num_seqs: 256 and 8"):
+        engines.check()
+
+
+def test_sorted_runs_in_the_engine_of_stock() -> None:
+    stock = engine_with(FakeConfig())
+    engines = Engines({"stock": stock})
+    assert engines.for_arm("sorted") is engines.for_arm("stock") is stock
+    with pytest.raises(BenchError, match="'batchllm' needs the engine"):
+        engines.for_arm("batchllm")
+
+
+def test_an_engine_in_another_process_is_refused() -> None:
+    remote = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=object()))
+    with pytest.raises(BenchError, match="VLLM_ENABLE_V1_MULTIPROCESSING"):
+        scheduler_of(remote)

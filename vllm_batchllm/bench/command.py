@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-batchllm bench`: the command line around `run_suite`.
+
+Standard output gets the result, standard error the progress; nothing that a user can mend
+ends in a traceback. Exit codes: 0 all well, 1 a workload failed or outputs differ (or it was
+interrupted), 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from vllm_batchllm.bench.engine import ARMS, EngineSpec, prepare_environment
+from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.bench.report import Report, report_to_dict, summary_header, summary_rows
+from vllm_batchllm.bench.runner import MIN_ROUNDS, Progress
+from vllm_batchllm.bench.suite import (
+    Plan,
+    WorkloadOptions,
+    is_good,
+    make_plan,
+    parse_options,
+    resolve_model,
+    resolve_workloads,
+    run_suite,
+)
+from vllm_batchllm.bench.workloads import DEFAULT_SCALE, workload_names
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+_NAMES = f"Workloads: {', '.join(workload_names())}; 'suite' (default) or 'all' for several."
+
+
+def bench(
+    workload: Annotated[list[str] | None, typer.Argument(help=_NAMES)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or name (default: a generated random model).")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Divides all lengths.")] = DEFAULT_SCALE,
+    num_requests: Annotated[
+        int | None, typer.Option(help="Requests (default: the workload's).", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and engine.", min=0)] = 0,
+    rounds: Annotated[
+        int | None, typer.Option(help="Paired rounds (default: 3, with --quick 1).", min=1)
+    ] = None,
+    kv_blocks: Annotated[
+        int | None, typer.Option(help="KV blocks (default: from the workload's pressure).", min=1)
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV block.", min=1)] = 32,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens per step.", min=1)] = 2048,
+    max_num_seqs: Annotated[int, typer.Option(help="Requests running at once.", min=1)] = 256,
+    dtype: Annotated[str, typer.Option(help="float32 keeps outputs comparable.")] = "float32",
+    order: Annotated[str | None, typer.Option(help="batchllm's order of groups.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("results/bench"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, not as a table.")
+    ] = False,
+    quick: Annotated[bool, typer.Option(help="Allow fewer than 3 rounds: a look.")] = False,
+) -> None:
+    """Measure stock vLLM, stock with sorted requests, and batchllm on the same engine."""
+    num_rounds = rounds or (1 if quick else MIN_ROUNDS)
+    _quieten()
+    try:
+        names = resolve_workloads(workload or ["suite"])
+        if num_rounds < MIN_ROUNDS and not quick:
+            raise BenchError(f"--rounds must be at least {MIN_ROUNDS}, or add --quick")
+        options = parse_options(order, option or [])
+        drawn = WorkloadOptions(scale, num_requests, seed, kv_blocks)
+        on_cpu = prepare_environment()
+        if on_cpu and block_size % 32:
+            raise BenchError(f"--block-size must be a multiple of 32 on the CPU, not {block_size}")
+        folder, vocab_size = resolve_model(model)
+        spec = EngineSpec(
+            model=folder,
+            kv_blocks=0,
+            max_model_len=0,
+            block_size=block_size,
+            dtype=dtype,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            seed=seed,
+            batchllm_options=options,
+        )
+        plans = [make_plan(name, drawn, spec, vocab_size) for name in names]
+        _note_fixed_scale(plans, scale)
+        report = _run(plans, num_rounds, out, quick)
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        print(f"interrupted; finished workloads are in {out}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from None
+    _show(report, out, as_json)
+    if not is_good(report):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _quieten() -> None:
+    """Keep start-up logs from burying the progress; whoever sets the variables gets them."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+
+
+def _note_fixed_scale(plans: list[Plan], scale: float) -> None:
+    fixed = [plan.batch.name for plan in plans if plan.batch.scale != scale]
+    if fixed:
+        print(f"note: {', '.join(fixed)} run at scale 1 by definition", file=sys.stderr)
+
+
+def _run(plans: list[Plan], rounds: int, out: Path, quick: bool) -> Report:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    total = len(plans) * rounds * len(ARMS)
+    with tqdm(total=total, unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def on_progress(event: Progress) -> None:
+            bar.set_description_str(f"{event.workload}: {event.stage}")
+            if event.run is None:
+                return
+            bar.update()
+            run = event.run
+            tqdm.write(
+                f"{event.workload}  round {run.round + 1}  {run.arm:<8}  {run.makespan_s:7.2f} s  "
+                f"reuse {run.reuse_efficiency:.4f}  preemptions {run.preemptions}",
+                file=sys.stderr,
+            )
+
+        def on_failure(name: str, error: BenchError) -> None:
+            tqdm.write(f"error: {name}: {error}", file=sys.stderr)
+
+        return run_suite(
+            plans,
+            rounds,
+            out,
+            quick=quick,
+            command=command,
+            on_progress=on_progress,
+            on_failure=on_failure,
+        )
+
+
+def _show(report: Report, out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report_to_dict(report), indent=1))
+    elif report.results:
+        Console().print(_table(report))
+    for result in report.results:
+        for match in result.matches:
+            if match.unresolved:
+                print(
+                    f"{result.workload['name']}: {len(match.unresolved)} outputs of arm "
+                    f"{match.arm!r} differ from stock; see bench.md",
+                    file=sys.stderr,
+                )
+    print(f"report: {out}/bench.json, bench.md, bench.png", file=sys.stderr)
+
+
+def _table(report: Report) -> Table:
+    """Figures down, workloads across: three arms make too many columns for a terminal."""
+    header = summary_header(report.results)
+    rows = summary_rows(report.results)
+    table = Table(header[0], *(row[0] for row in rows))
+    for index, name in enumerate(header[1:], start=1):
+        table.add_row(name, *(row[index] for row in rows))
+    return table

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One place that turns a specification into engine arguments, for every arm.
+
+A benchmark that builds its engines in two places will one day compare two configurations
+instead of two schedulers. So `engine_kwargs` builds what both arms get, `arm_kwargs` adds the
+scheduler and nothing else, and the runner compares the live configurations again before it
+measures (`config_diff`).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from vllm_batchllm.bench.config_diff import config_differences
+from vllm_batchllm.bench.errors import BenchError, unknown_name
+
+STOCK, SORTED, BATCHLLM = "stock", "sorted", "batchllm"
+ARMS = (STOCK, SORTED, BATCHLLM)
+#: `sorted` is stock vLLM with another order of requests, so it runs in stock's engine.
+ENGINE_OF_ARM = {STOCK: STOCK, SORTED: STOCK, BATCHLLM: BATCHLLM}
+BATCHLLM_SCHEDULER = "vllm_batchllm.schedule.scheduler.create_scheduler"
+STOP_PROCESSOR = "vllm_batchllm.bench.forced_stop:ForcedStopProcessor"
+
+#: Only a ceiling for vLLM's own memory check; `kv_blocks` sets the real size. GiB.
+_CPU_KV_SPACE = "4"
+_GPU_MEMORY_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything that an engine of the benchmark is built from, the scheduler left out.
+
+    Attributes:
+        model: folder or name of the model.
+        kv_blocks: KV capacity, blocks of `block_size` tokens.
+        max_model_len: longest prompt + output, tokens.
+        block_size: tokens per block; a multiple of 32 on the CPU.
+        dtype: float32 makes outputs comparable token for token.
+        max_num_batched_tokens: tokens per step at most.
+        max_num_seqs: running requests at most.
+        seed: the engine's seed.
+        lengths_known: False installs the processor that ends requests with a stop token.
+        skip_tokenizer_init: prompts are token ids; no tokenizer is loaded.
+        batchllm_options: options of the batchllm scheduler as (key, value) pairs.
+        extra: further vLLM engine arguments as (key, value) pairs, the same for all arms.
+    """
+
+    model: str
+    kv_blocks: int
+    max_model_len: int
+    block_size: int = 32
+    dtype: str = "float32"
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 256
+    seed: int = 0
+    lengths_known: bool = True
+    skip_tokenizer_init: bool = True
+    batchllm_options: tuple[tuple[str, Any], ...] = ()
+    extra: tuple[tuple[str, Any], ...] = ()
+
+
+def prepare_environment() -> bool:
+    """Set what in-process engines need from the environment; return True on the CPU platform.
+
+    Values the user has set are kept, except that engines must live in this process: the
+    recorder watches their scheduler.
+
+    Raises:
+        BenchError: vLLM is not installed.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise BenchError(f"the benchmark needs vLLM, which cannot be imported: {error}") from error
+    on_cpu = bool(current_platform.is_cpu())
+    if on_cpu:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_SPACE)
+    return on_cpu
+
+
+def engine_kwargs(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
+    """The engine arguments that all arms share."""
+    kwargs: dict[str, Any] = {
+        "model": spec.model,
+        "block_size": spec.block_size,
+        "num_gpu_blocks_override": spec.kv_blocks,
+        "max_model_len": spec.max_model_len,
+        "dtype": spec.dtype,
+        "max_num_batched_tokens": spec.max_num_batched_tokens,
+        "max_num_seqs": spec.max_num_seqs,
+        "seed": spec.seed,
+        "skip_tokenizer_init": spec.skip_tokenizer_init,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if on_cpu:
+        kwargs |= {"distributed_executor_backend": "uni", "enforce_eager": True}
+    else:
+        # Two engines live on the device at once; KV is sized in blocks, not by this share.
+        kwargs["gpu_memory_utilization"] = _GPU_MEMORY_SHARE
+    if not spec.lengths_known:
+        kwargs["logits_processors"] = [STOP_PROCESSOR]
+    return kwargs | dict(spec.extra)
+
+
+def arm_kwargs(spec: EngineSpec, arm: str, *, on_cpu: bool) -> dict[str, Any]:
+    """`engine_kwargs` plus the scheduler of the arm: the only difference there is.
+
+    Raises:
+        BenchError: unknown arm.
+    """
+    if arm not in ENGINE_OF_ARM:
+        raise unknown_name("arm", arm, ARMS)
+    kwargs = engine_kwargs(spec, on_cpu=on_cpu)
+    if ENGINE_OF_ARM[arm] == BATCHLLM:
+        kwargs["scheduler_cls"] = BATCHLLM_SCHEDULER
+        if spec.batchllm_options:
+            additional = dict(kwargs.get("additional_config") or {})
+            kwargs["additional_config"] = additional | {"batchllm": dict(spec.batchllm_options)}
+    return kwargs
+
+
+def build_engine(spec: EngineSpec, arm: str) -> Any:
+    """Start an in-process `vllm.LLM` for the arm.
+
+    Raises:
+        BenchError: unknown arm, no vLLM, or vLLM refuses the arguments.
+    """
+    on_cpu = prepare_environment()
+    kwargs = arm_kwargs(spec, arm, on_cpu=on_cpu)
+    from vllm import LLM
+
+    try:
+        return LLM(**kwargs)
+    except (ValueError, OSError, ImportError) as error:
+        raise BenchError(f"vLLM refused to start the engine of arm {arm!r}: {error}") from error
+
+
+def scheduler_of(llm: Any) -> Any:
+    """The live scheduler of an in-process engine.
+
+    Raises:
+        BenchError: the engine runs in another process.
+    """
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    if core is None:
+        raise BenchError(
+            "the engine runs in another process; set VLLM_ENABLE_V1_MULTIPROCESSING=0 before "
+            "it is built"
+        )
+    return core.scheduler
+
+
+@dataclass
+class Engines:
+    """The engines that arms run in; a context manager that frees them.
+
+    `build` starts what the arms need (stock and sorted share one); engines from elsewhere may
+    be passed to the constructor and are then left alone on exit.
+    """
+
+    llms: Mapping[str, Any]
+    owned: bool = field(default=False)
+
+    @classmethod
+    def build(cls, spec: EngineSpec, arms: Iterable[str] = ARMS) -> Engines:
+        """Start one engine per scheduler and check that nothing else differs."""
+        llms: dict[str, Any] = {}
+        engines = cls(llms, owned=True)
+        try:
+            for arm in arms:
+                if arm not in ENGINE_OF_ARM:
+                    raise unknown_name("arm", arm, ARMS)
+                name = ENGINE_OF_ARM[arm]
+                if name not in llms:
+                    llms[name] = build_engine(spec, name)
+            engines.check()
+        except BaseException:
+            engines.close()
+            raise
+        return engines
+
+    def for_arm(self, arm: str) -> Any:
+        """The engine of an arm.
+
+        Raises:
+            BenchError: no such engine was built or given.
+        """
+        name = ENGINE_OF_ARM.get(arm)
+        if name is None:
+            raise unknown_name("arm", arm, ARMS)
+        if name not in self.llms:
+            raise BenchError(f"arm {arm!r} needs the engine {name!r}; there is {list(self.llms)}")
+        return self.llms[name]
+
+    def check(self) -> None:
+        """Refuse engines whose live configurations differ in anything but the scheduler.
+
+        Raises:
+            BenchError: lists each difference.
+        """
+        llms = list(self.llms.items())
+        for name, llm in llms[1:]:
+            first_name, first = llms[0]
+            differences = config_differences(
+                first.llm_engine.vllm_config, llm.llm_engine.vllm_config
+            )
+            if differences:
+                raise BenchError(
+                    f"the engines {first_name!r} and {name!r} differ in more than the scheduler, "
+                    f"so their times cannot be compared: {'; '.join(differences)}"
+                )
+
+    def close(self) -> None:
+        """Shut down and forget the engines, unless they came from elsewhere."""
+        if not self.owned:
+            return
+        for llm in self.llms.values():
+            llm.llm_engine.engine_core.shutdown()
+        self.llms = {}
+        gc.collect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

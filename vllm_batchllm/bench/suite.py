@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs several workloads one after the other and keeps what is finished.
+
+Each workload has its own KV size, so each gets its own pair of engines; they are freed before
+the next pair starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vllm_batchllm.bench.batch import Batch, kv_blocks_for
+from vllm_batchllm.bench.engine import EngineSpec
+from vllm_batchllm.bench.environment import describe_environment
+from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
+from vllm_batchllm.bench.report import Report, write_report
+from vllm_batchllm.bench.runner import OnProgress, run_ab
+from vllm_batchllm.bench.workloads import DEFAULT_SCALE, make_workload, resolve_name, workload_names
+from vllm_batchllm.config import BatchLLMConfig
+
+#: The workloads that the project's promises are stated on.
+SUITE = (
+    "micro-2000-200-d16",
+    "micro-2000-200-d4",
+    "industry",
+    "tree-3",
+    "duplicates",
+    "prefix-of-prefix",
+    "no-sharing",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadOptions:
+    """How workloads are drawn; None leaves the workload's own default."""
+
+    scale: float = DEFAULT_SCALE
+    num_requests: int | None = None
+    seed: int = 0
+    kv_blocks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One workload, drawn, with the engine it runs on."""
+
+    batch: Batch
+    spec: EngineSpec
+
+
+def resolve_workloads(names: Sequence[str]) -> list[str]:
+    """Full workload names, `suite` and `all` expanded, each once.
+
+    Raises:
+        BenchError: an unknown name.
+    """
+    groups = {"suite": list(SUITE), "all": workload_names()}
+    expanded = [full for name in names for full in groups.get(name) or [resolve_name(name)]]
+    return list(dict.fromkeys(expanded))
+
+
+def parse_options(order: str | None, pairs: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """batchllm options from `--order` and `--option KEY=VALUE`, values as JSON or text.
+
+    Raises:
+        BenchError: no `=`, an option given twice, or refused by `BatchLLMConfig`.
+    """
+    options: dict[str, Any] = {} if order is None else {"order": order}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise BenchError(f"option {pair!r} must have the form KEY=VALUE")
+        if key in options:
+            raise BenchError(f"option {key!r} is given twice")
+        try:
+            options[key] = json.loads(text)
+        except json.JSONDecodeError:
+            options[key] = text
+    try:
+        BatchLLMConfig.parse(options)
+    except ValueError as error:
+        raise BenchError(str(error)) from error
+    return tuple(options.items())
+
+
+def resolve_model(model: str | None) -> tuple[str, int]:
+    """The model to run and its vocabulary size; None generates the random model.
+
+    Raises:
+        BenchError: the folder has no readable `config.json`, or the name cannot be resolved.
+    """
+    if model is None:
+        spec = RandomModelSpec()
+        return str(random_model(spec=spec)), spec.vocab_size
+    folder = Path(model)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise BenchError(f"{model} is not a model folder: it holds no config.json")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BenchError(f"cannot read the configuration of model {model!r}: {reason}") from error
+    return model, int(config.get_text_config().vocab_size)
+
+
+def make_plan(name: str, options: WorkloadOptions, engine: EngineSpec, vocab_size: int) -> Plan:
+    """Draw a workload and fit the engine specification to it.
+
+    `engine` gives what does not depend on the workload; its KV size and lengths are replaced.
+
+    Raises:
+        BenchError: unknown name, figures out of range, or a KV size that cannot hold the
+            largest request.
+    """
+    batch = make_workload(
+        name,
+        scale=options.scale,
+        num_requests=options.num_requests,
+        seed=options.seed,
+        vocab_size=vocab_size,
+    )
+    kv_blocks = options.kv_blocks or kv_blocks_for(batch, engine.block_size)
+    needed = -(-batch.max_request_tokens // engine.block_size) + 1
+    if kv_blocks < needed:
+        raise BenchError(
+            f"{kv_blocks} KV blocks cannot hold the largest request of {batch.name!r} "
+            f"({batch.max_request_tokens} tokens): give at least {needed}"
+        )
+    spec = replace(
+        engine,
+        kv_blocks=kv_blocks,
+        max_model_len=batch.max_request_tokens,
+        lengths_known=batch.lengths_known,
+    )
+    return Plan(batch, spec)
+
+
+def run_suite(
+    plans: Sequence[Plan],
+    rounds: int,
+    out: Path,
+    *,
+    quick: bool,
+    command: str,
+    on_progress: OnProgress | None = None,
+    on_failure: Callable[[str, BenchError], None] | None = None,
+) -> Report:
+    """Run each plan and write the report after each; a workload that fails is noted.
+
+    Raises:
+        BenchError: the report cannot be written.
+    """
+    report = Report(results=(), environment=describe_environment(), command=command)
+    for plan in plans:
+        name = plan.batch.name
+        try:
+            result = run_ab(
+                plan.spec, plan.batch, rounds=rounds, quick=quick, on_progress=on_progress
+            )
+        except BenchError as error:
+            report = replace(report, failures=(*report.failures, (name, str(error))))
+            if on_failure:
+                on_failure(name, error)
+        else:
+            report = replace(report, results=(*report.results, result))
+        write_report(report, out)
+    return report
+
+
+def is_good(report: Report) -> bool:
+    """Whether every workload ran and every output matched."""
+    matches = [match for result in report.results for match in result.matches]
+    return not report.failures and not any(match.unresolved for match in matches)
