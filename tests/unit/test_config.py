@@ -41,7 +41,7 @@ def test_bad_options_are_named_with_what_is_allowed(options, message) -> None:
 
 
 def test_options_that_are_no_mapping_are_refused() -> None:
-    with pytest.raises(TypeError, match="must be a mapping such as .* got 'dfs'"):
+    with pytest.raises(TypeError, match=r"must be a mapping such as .* got 'dfs'"):
         BatchLLMConfig.parse("dfs")  # type: ignore[arg-type]
 
 
