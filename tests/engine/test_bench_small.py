@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from conftest import ENGINE
 
-from vllm_batchllm.bench.engine import Engines, EngineSpec
+from vllm_batchllm.bench.engine import EngineSpec
+from vllm_batchllm.bench.engines import Engines
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.runner import Progress, run_ab

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_batchllm.bench import engine
 from vllm_batchllm.bench.config_diff import config_differences
 from vllm_batchllm.bench.engine import (
     BATCHLLM_SCHEDULER,
-    Engines,
     EngineSpec,
     arm_kwargs,
     engine_kwargs,
+    prepare_environment,
     scheduler_of,
 )
+from vllm_batchllm.bench.engines import Engines
 from vllm_batchllm.bench.errors import BenchError
 
 SPEC = EngineSpec(model="m", kv_blocks=100, max_model_len=300)
@@ -52,6 +55,30 @@ def test_cpu_settings_do_not_leak_to_gpus() -> None:
     cpu_only = {"distributed_executor_backend", "enforce_eager"}
     assert cpu_only <= engine_kwargs(SPEC, on_cpu=True).keys()
     assert not cpu_only & engine_kwargs(SPEC, on_cpu=False).keys()
+
+
+@pytest.mark.parametrize(
+    ("cpu_build", "already", "expected"),
+    [(True, None, "1000"), (True, "7", "7"), (False, None, None)],
+)
+def test_threads_spin_briefly_on_cpu_builds_unless_the_user_decided(
+    monkeypatch: pytest.MonkeyPatch, cpu_build: bool, already: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(engine, "is_cpu_build", lambda: cpu_build)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", already or "")
+    if already is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    prepare_environment()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_a_wait_policy_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "is_cpu_build", lambda: True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    prepare_environment()
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_an_unknown_arm_is_refused() -> None:

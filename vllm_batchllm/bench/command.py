@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from vllm_batchllm.bench.engine import ARMS, EngineSpec, prepare_environment
 from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.report import Report, report_to_dict, summary_header, summary_rows
+from vllm_batchllm.bench.metrics import ABResult
+from vllm_batchllm.bench.report import Report, match_text, ratio_text, report_to_dict
 from vllm_batchllm.bench.runner import MIN_ROUNDS, Progress
 from vllm_batchllm.bench.suite import (
     Plan,
@@ -157,7 +159,7 @@ def _show(report: Report, out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report_to_dict(report), indent=1))
     elif report.results:
-        Console().print(_table(report))
+        Console().print(_table(report.results))
     for result in report.results:
         for match in result.matches:
             if match.unresolved:
@@ -169,11 +171,23 @@ def _show(report: Report, out: Path, as_json: bool) -> None:
     print(f"report: {out}/bench.json, bench.md, bench.png", file=sys.stderr)
 
 
-def _table(report: Report) -> Table:
-    """Figures down, workloads across: three arms make too many columns for a terminal."""
-    header = summary_header(report.results)
-    rows = summary_rows(report.results)
-    table = Table(header[0], *(row[0] for row in rows))
-    for index, name in enumerate(header[1:], start=1):
-        table.add_row(name, *(row[index] for row in rows))
+def _table(results: Sequence[ABResult]) -> Table:
+    """A row per workload, narrow enough for a terminal; `bench.md` has every figure."""
+    arms = list(dict.fromkeys(arm for result in results for arm in result.arms))
+    ratios = list(
+        dict.fromkeys(f"{r.slower} / {r.faster}" for item in results for r in item.ratios())
+    )
+    names = ", ".join(arms)
+    table = Table("workload", caption="medians over the rounds; ratios of makespans (min–max)")
+    for title in (f"seconds: {names}", *ratios, f"reuse: {names}", "output match"):
+        table.add_column(title, justify="right")
+    for result in results:
+        medians = [result.medians(arm) for arm in result.arms]
+        table.add_row(
+            str(result.workload["name"]),
+            "  ".join(f"{figures['makespan_s']:.2f}" for figures in medians),
+            *(ratio_text(ratio) for ratio in result.ratios()),
+            "  ".join(f"{figures['reuse_efficiency']:.3f}" for figures in medians),
+            match_text(result),
+        )
     return table

@@ -3,20 +3,16 @@
 
 A benchmark that builds its engines in two places will one day compare two configurations
 instead of two schedulers. So `engine_kwargs` builds what both arms get, `arm_kwargs` adds the
-scheduler and nothing else, and the runner compares the live configurations again before it
-measures (`config_diff`).
+scheduler and nothing else, and `engines.Engines` compares the live configurations again.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
 
-from vllm_batchllm.bench.config_diff import config_differences
 from vllm_batchllm.bench.errors import BenchError, unknown_name
 
 STOCK, SORTED, BATCHLLM = "stock", "sorted", "batchllm"
@@ -29,6 +25,10 @@ STOP_PROCESSOR = "vllm_batchllm.bench.forced_stop:ForcedStopProcessor"
 #: Only a ceiling for vLLM's own memory check; `kv_blocks` sets the real size. GiB.
 _CPU_KV_SPACE = "4"
 _GPU_MEMORY_SHARE = 0.4
+#: Threads that wait for each other by spinning make a run 10 times as long once anything else
+#: wants a core; spinning briefly costs a few percent on an idle machine. libgomp reads it once,
+#: when torch is imported.
+_GOMP_SPINCOUNT = "1000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ def prepare_environment() -> bool:
         BenchError: vLLM is not installed.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if is_cpu_build() and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)
     try:
         from vllm.platforms import current_platform
     except ImportError as error:
@@ -83,6 +85,17 @@ def prepare_environment() -> bool:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_SPACE)
     return on_cpu
+
+
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM is a CPU build, told from its metadata without importing it."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return name == "vllm-cpu" or "cpu" in version
+    return False
 
 
 def engine_kwargs(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
@@ -157,84 +170,3 @@ def scheduler_of(llm: Any) -> Any:
             "it is built"
         )
     return core.scheduler
-
-
-@dataclass
-class Engines:
-    """The engines that arms run in; a context manager that frees them.
-
-    `build` starts what the arms need (stock and sorted share one); engines from elsewhere may
-    be passed to the constructor and are then left alone on exit.
-    """
-
-    llms: Mapping[str, Any]
-    owned: bool = field(default=False)
-
-    @classmethod
-    def build(cls, spec: EngineSpec, arms: Iterable[str] = ARMS) -> Engines:
-        """Start one engine per scheduler and check that nothing else differs."""
-        llms: dict[str, Any] = {}
-        engines = cls(llms, owned=True)
-        try:
-            for arm in arms:
-                if arm not in ENGINE_OF_ARM:
-                    raise unknown_name("arm", arm, ARMS)
-                name = ENGINE_OF_ARM[arm]
-                if name not in llms:
-                    llms[name] = build_engine(spec, name)
-            engines.check()
-        except BaseException:
-            engines.close()
-            raise
-        return engines
-
-    def for_arm(self, arm: str) -> Any:
-        """The engine of an arm.
-
-        Raises:
-            BenchError: no such engine was built or given.
-        """
-        name = ENGINE_OF_ARM.get(arm)
-        if name is None:
-            raise unknown_name("arm", arm, ARMS)
-        if name not in self.llms:
-            raise BenchError(f"arm {arm!r} needs the engine {name!r}; there is {list(self.llms)}")
-        return self.llms[name]
-
-    def check(self) -> None:
-        """Refuse engines whose live configurations differ in anything but the scheduler.
-
-        Raises:
-            BenchError: lists each difference.
-        """
-        llms = list(self.llms.items())
-        for name, llm in llms[1:]:
-            first_name, first = llms[0]
-            differences = config_differences(
-                first.llm_engine.vllm_config, llm.llm_engine.vllm_config
-            )
-            if differences:
-                raise BenchError(
-                    f"the engines {first_name!r} and {name!r} differ in more than the scheduler, "
-                    f"so their times cannot be compared: {'; '.join(differences)}"
-                )
-
-    def close(self) -> None:
-        """Shut down and forget the engines, unless they came from elsewhere."""
-        if not self.owned:
-            return
-        for llm in self.llms.values():
-            llm.llm_engine.engine_core.shutdown()
-        self.llms = {}
-        gc.collect()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

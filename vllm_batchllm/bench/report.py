@@ -171,7 +171,7 @@ def match_text(result: ABResult) -> str:
         return "–"
     lowest = min(result.matches, key=lambda match: match.ratio)
     ties = sum(match.num_near_ties for match in result.matches)
-    note = f" ({ties} ties)" if ties else ""
+    note = f" (near ties: {ties})" if ties else ""
     return f"{lowest.ratio:.2%}{note}"
 
 

@@ -82,7 +82,7 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "decode-heavy": Workload(
         build=decode_heavy,
-        num_requests=320,
+        num_requests=512,
         description="512/64/96, degree 8, 24,000 tokens of KV, scale 1",
         kv_blocks=750,
         scales=False,
