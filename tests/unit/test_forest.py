@@ -51,7 +51,9 @@ def test_the_forest_is_as_small_as_a_radix_forest_can_be(path_list) -> None:
     for number, item in enumerate(items):
         forest.insert(item, item.block_hashes, number)
     for node in all_nodes(forest)[1:]:
-        assert list(node.ending_here()) or len(node.children or {}) >= 2, "a node that need not exist"
+        assert list(node.ending_here()) or len(node.children or {}) >= 2, (
+            "a node that need not exist"
+        )
     for item in items:
         forest.remove(item)
     assert len(forest) == 0 and not forest.root.children
