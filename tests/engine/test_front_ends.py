@@ -76,9 +76,9 @@ def test_serve_refuses_at_start(smollm2, words, message) -> None:
 STOCK_RUN = """
 import json, sys
 from vllm import LLM, SamplingParams
-from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
 llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, block_size=32, max_model_len=256,
           distributed_executor_backend="uni", num_gpu_blocks_override=24, max_num_seqs=3)
 scheduler = llm.llm_engine.engine_core.engine_core.scheduler
