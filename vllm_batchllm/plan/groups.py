@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vllm_batchllm.prefix.forest import PrefixForest, PrefixNode
+from vllm_batchllm.prefix.grouping import disjoint_nodes
 from vllm_batchllm.prefix.optimum import TOKEN_BYTES, pack_tokens, shared_blocks
 
 Node = PrefixNode[int]
@@ -63,15 +64,11 @@ class SharingTree:
     def flat(self) -> list[SharedPrefix]:
         """Return the groups of the best single-level choice, the most valuable first.
 
-        Exact: a node is a group of its own unless groups below it save more together. Where
-        both save the same, the wider group is taken.
+        Groups that enclose one another are left out: `disjoint_nodes` says what is chosen.
         """
-        best: dict[Node, int] = {}
-        for node in reversed(self._nodes):
-            below = sum(best.get(child, 0) for child in _children(node))
-            best[node] = max(self._saved(node, 0), below)
-        chosen = list(self._choose(best))
-        return sorted(chosen, key=lambda group: -group.saved_tokens)
+        chosen = disjoint_nodes(self._nodes, lambda node: self._saved(node, 0))
+        groups = [self._prefix(node, 0, self._saved(node, 0)) for node in chosen]
+        return sorted(groups, key=lambda group: -group.saved_tokens)
 
     def nested(self, top: int) -> list[SharedPrefix]:
         """Return the `top` most valuable nodes below the nodes that enclose them, depth first."""
@@ -93,19 +90,6 @@ class SharingTree:
             children = [child for child in _children(node) if child in shown]
             stack.extend(sorted(children, key=lambda child: total[child]))
         return rows
-
-    def _choose(self, best: dict[Node, int]) -> Iterator[SharedPrefix]:
-        """Walk down from the roots, and stop at each node that is worth more than those below."""
-        stack = list(_children(self._root))
-        while stack:
-            node = stack.pop()
-            if not best.get(node):
-                continue
-            saved = self._saved(node, 0)
-            if saved == best[node]:
-                yield self._prefix(node, 0, saved)
-            else:
-                stack.extend(_children(node))
 
     def _saved(self, node: Node, start: int) -> int:
         """Return the tokens that all members but the first need not compute, from a block on.
