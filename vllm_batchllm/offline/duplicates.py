@@ -12,9 +12,17 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
+MAX_LEADERS = 64
+"""Parameter sets remembered per prompt. They can only be compared one by one, so without a bound
+many requests with one prompt and all different parameters would cost quadratic time."""
+
 
 class DuplicateTable:
-    """The first request ("leader") for every distinct (prompt, parameters, priority)."""
+    """The first request ("leader") for every distinct (prompt, parameters, priority).
+
+    Beyond ``MAX_LEADERS`` parameter sets for one prompt, further ones are not remembered: their
+    duplicates are computed like any request.
+    """
 
     def __init__(self) -> None:
         self._leaders: dict[tuple[bytes, int], list[tuple[Any, str]]] = {}
@@ -28,7 +36,9 @@ class DuplicateTable:
 
     def add(self, prompt: Mapping[str, Any], params: Any, priority: int, request_id: str) -> None:
         """Enter ``request_id`` as the leader for its prompt and parameters."""
-        self._leaders.setdefault(_key(prompt, priority), []).append((params, request_id))
+        leaders = self._leaders.setdefault(_key(prompt, priority), [])
+        if len(leaders) < MAX_LEADERS:
+            leaders.append((params, request_id))
 
 
 def may_share_answer(prompt: Mapping[str, Any], params: Any, lora_request: Any) -> bool:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DuplicateTable finds the leader of a request, at a bounded cost."""
+
+from __future__ import annotations
+
+from vllm_batchllm.offline.duplicates import MAX_LEADERS, DuplicateTable
+
+
+class Params:
+    """Parameters that count how often they are compared."""
+
+    comparisons = 0
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        Params.comparisons += 1
+        return isinstance(other, Params) and other.value == self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def prompt(*tokens: int) -> dict[str, object]:
+    return {"type": "token", "prompt_token_ids": list(tokens)}
+
+
+def test_equal_prompt_parameters_and_priority_make_a_duplicate() -> None:
+    table = DuplicateTable()
+    table.add(prompt(1, 2), Params(1), 0, "a")
+    assert table.leader(prompt(1, 2), Params(1), 0) == "a"
+    assert table.leader(prompt(1, 2), Params(2), 0) is None
+    assert table.leader(prompt(1, 2), Params(1), 1) is None
+    assert table.leader(prompt(1, 2, 3), Params(1), 0) is None
+
+
+def test_one_prompt_with_ever_new_parameters_stays_cheap() -> None:
+    table, Params.comparisons = DuplicateTable(), 0
+    for number in range(2000):
+        assert table.leader(prompt(1), Params(number), 0) is None
+        table.add(prompt(1), Params(number), 0, str(number))
+    assert Params.comparisons <= 2000 * MAX_LEADERS
+    assert table.leader(prompt(1), Params(MAX_LEADERS - 1), 0) == str(MAX_LEADERS - 1)
