@@ -85,7 +85,9 @@ def _with_scheduler_option(add_cli_args: Any) -> Any:
     @functools.wraps(add_cli_args)
     def wrapped(parser: Any, *args: Any, **kwargs: Any) -> Any:
         parser = add_cli_args(parser, *args, **kwargs)
-        beside = parser._option_string_actions["--scheduler-cls"]
+        beside = parser._option_string_actions.get("--scheduler-cls")
+        if beside is None:  # another vLLM; its own commands must go on
+            return parser
         group = beside.container.add_mutually_exclusive_group()
         group._group_actions.append(beside)
         group.add_argument(

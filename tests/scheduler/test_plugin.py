@@ -116,3 +116,10 @@ def test_bad_options_are_refused_before_an_engine_starts(llama) -> None:
     )
     with pytest.raises(ValueError, match="'order' = 'random' is not allowed; allowed: 'dfs'"):
         args.create_engine_config()
+
+
+def test_a_vllm_without_scheduler_cls_keeps_its_commands() -> None:
+    wrapped = plugin._with_scheduler_option(lambda parser: parser)
+    bare = FlexibleArgumentParser()
+    assert wrapped(bare) is bare
+    assert "--scheduler" not in bare._option_string_actions
