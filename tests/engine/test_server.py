@@ -126,8 +126,9 @@ if __name__ == "__main__":
 """
 
 
-def test_the_batch_is_queued_whole_before_an_engine_in_its_own_process(smollm2, tmp_path) -> None:
-    """Three groups under a cache for one: only a whole view of the batch reaches the optimum."""
+def test_an_engine_in_its_own_process_answers_and_reports(smollm2, tmp_path) -> None:
+    """Counters and outputs come back from another process. That the engine is held while the
+    batch is queued cannot be seen from here; tests/scheduler/test_held.py shows it."""
     script = tmp_path / "run.py"
     script.write_text(SEPARATE_PROCESS)
     done = subprocess.run(
