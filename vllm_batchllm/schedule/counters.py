@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+NUM_LEVELS = 8
+"""Levels of the prefix tree that are counted apart."""
+
+GAUGES = ("held_blocks_peak", "hash_block_size", "kv_blocks", "overcommit", "pace")
+"""Figures that say how things are, not how much happened."""
 
 
 @dataclass(slots=True)
@@ -19,7 +26,19 @@ class ScheduleCounters:
         preemption included.
     num_preemptions: running requests sent back to wait.
     plan_s: seconds spent on arranging the waiting requests.
-    hash_block_size: tokens per block hash, the grain of sharing.
+    refused_memory, refused_peak, refused_pace: steps in which admissions ended because vLLM
+        found no room, because the future peak was too high, or to keep the pace.
+    held_blocks: KV blocks that requests held, summed over ``num_memory_steps`` steps;
+        held_blocks_peak: the most in any step.
+    num_lengths: finished requests whose output was compared with what was predicted at
+        admission; predicted_tokens, real_tokens and length_error_tokens (absolute) sum over
+        them.
+    num_garbage_blocks: cached blocks given up that nobody waited for; num_needed_lost: those
+        given up although somebody did.
+    hit_tokens_by_level: ``admission_hit_tokens`` by level of the prefix tree, the widest shared
+        prefix first; the last entry holds all deeper levels.
+    hash_block_size: tokens per block hash, the grain of sharing. kv_blocks: KV blocks that
+        requests can hold. overcommit, pace: the tightness of admission now (pace 0: no limit).
     """
 
     num_steps: int = 0
@@ -30,7 +49,23 @@ class ScheduleCounters:
     computed_prompt_tokens: int = 0
     num_preemptions: int = 0
     plan_s: float = 0.0
+    refused_memory: int = 0
+    refused_peak: int = 0
+    refused_pace: int = 0
+    num_memory_steps: int = 0
+    held_blocks: int = 0
+    held_blocks_peak: int = 0
+    num_lengths: int = 0
+    predicted_tokens: int = 0
+    real_tokens: int = 0
+    length_error_tokens: int = 0
+    num_garbage_blocks: int = 0
+    num_needed_lost: int = 0
+    hit_tokens_by_level: list[int] = field(default_factory=lambda: [0] * NUM_LEVELS)
     hash_block_size: int = 1
+    kv_blocks: int = 0
+    overcommit: float = 1.0
+    pace: float = 0.0
 
     def step(self, num_tokens: int) -> None:
         """Count one step of ``num_tokens`` tokens; an empty one does not count."""
@@ -50,13 +85,19 @@ class ScheduleCounters:
         """Take back the prompt tokens that a stopped prefill will not compute."""
         self.computed_prompt_tokens -= max(num_prompt_tokens - num_computed_tokens, 0)
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain numbers by name."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers by name, and one list of numbers."""
         return asdict(self)
 
     @classmethod
-    def between(cls, before: dict[str, float], after: dict[str, float]) -> ScheduleCounters:
-        """What happened between two snapshots made by :meth:`to_dict`."""
-        values = {field.name: after[field.name] - before[field.name] for field in fields(cls)}
-        values["hash_block_size"] = after["hash_block_size"]
-        return cls(**values)  # type: ignore[arg-type]
+    def between(cls, before: dict[str, Any], after: dict[str, Any]) -> ScheduleCounters:
+        """What happened between two snapshots made by :meth:`to_dict`; gauges as they are now."""
+        return cls(**{item.name: _change(item.name, before, after) for item in fields(cls)})
+
+
+def _change(name: str, before: dict[str, Any], after: dict[str, Any]) -> Any:
+    if name in GAUGES:
+        return after[name]
+    if isinstance(after[name], list):
+        return [new - old for old, new in zip(before[name], after[name], strict=True)]
+    return after[name] - before[name]

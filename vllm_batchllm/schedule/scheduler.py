@@ -66,7 +66,7 @@ class PrefixGroupMixin(Scheduler):
         self._count(output)
         return output
 
-    def batchllm_snapshot(self) -> dict[str, float]:
+    def batchllm_snapshot(self) -> dict[str, Any]:
         """The counters so far, as plain numbers."""
         if isinstance(self.waiting, PrefixGroupQueue):
             self.batchllm_counters.plan_s = self.waiting.plan_s
