@@ -8,15 +8,14 @@ with why, how, and when it can go; a test resolves every entry and fails when up
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.metadata
 import os
-from dataclasses import dataclass
-from typing import Any
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
+
+from vllm_batchllm.memory.ledger import MEMORY
+from vllm_batchllm.touched import Touched
 
 SUPPORTED_MIN = "0.32.0"
 SUPPORTED_BELOW = "0.33"
@@ -65,26 +64,6 @@ def _is_supported(installed: str) -> bool:
         return supported.contains(Version(installed).public, prereleases=True)
     except InvalidVersion:
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """One symbol of vLLM that we rely on.
-
-    path: ``module:attribute.attribute``. parameters: parameter names that must exist, for
-    callables we override or call.
-    """
-
-    path: str
-    why: str
-    how: str
-    until: str
-    parameters: tuple[str, ...] = ()
-
-    def resolve(self) -> Any:
-        """The live object. Raises ImportError or AttributeError when upstream moved it."""
-        module, _, attributes = self.path.partition(":")
-        return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
 
 
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
@@ -213,6 +192,7 @@ LEDGER: tuple[Touched, ...] = (
         until=UNTIL_BATCH,
         parameters=("output_type", "use_tqdm"),
     ),
+    *MEMORY,
 )
 
 

@@ -67,6 +67,14 @@ def steps_of(scheduler: Any, max_steps: int = 5000) -> list[tuple[dict[str, int]
     return seen
 
 
+def first_admissions(steps: list[tuple[dict[str, int], list[str]]]) -> list[str]:
+    return list(dict.fromkeys(name for _, names in steps for name in names))
+
+
+def num_tokens(steps: list[tuple[dict[str, int], list[str]]]) -> int:
+    return sum(sum(tokens.values()) for tokens, _ in steps)
+
+
 def group_changes(prompts: Prompts, order: Sequence[str]) -> int:
     firsts = [prompts[int(request_id)][0] for request_id in order]
     return sum(a != b for a, b in itertools.pairwise(firsts))
@@ -111,27 +119,44 @@ def test_stock_computes_the_same_documents_again_and_again(llama) -> None:
     assert computed > 1.3 * (sum(map(len, prompts)) - optimal_saved_tokens(prompts, 16))
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
-@pytest.mark.parametrize("caching", [True, False])
-@pytest.mark.parametrize("seed", range(4))
-def test_with_nothing_shared_every_step_is_stocks(llama, policy, caching, seed) -> None:
+def unrelated_load(seed: int, num_blocks: int, policy: str) -> tuple[Prompts, dict[str, Any]]:
+    """Prompts that share nothing, and settings under which eight of them run at once."""
     rng = random.Random(seed)
     prompts = [
         [number * 7 + 1, *(rng.randrange(1000) for _ in range(rng.choice([3, 40, 90, 200])))]
         for number in range(60)
     ]
-    settings: dict[str, Any] = {
-        "num_blocks": 60,
+    return prompts, {
+        "num_blocks": num_blocks,
         "max_num_seqs": 8,
         "max_num_batched_tokens": 256,
         "policy": policy,
-        "enable_prefix_caching": caching,
         "max_tokens": 30,
         "priorities": [rng.randrange(3) for _ in prompts],
     }
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize(("caching", "num_blocks"), [(True, 150), (False, 150), (False, 60)])
+@pytest.mark.parametrize("seed", range(4))
+def test_with_nothing_shared_every_step_is_stocks(llama, policy, caching, num_blocks, seed) -> None:
+    prompts, settings = unrelated_load(seed, num_blocks, policy)
+    settings["enable_prefix_caching"] = caching
     stock = steps_of(build(Scheduler, llama, prompts, **settings))
     ours = steps_of(build(BatchLLMScheduler, llama, prompts, **settings))
     assert ours == stock
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("seed", range(4))
+def test_with_nothing_shared_and_no_room_less_is_computed_twice(llama, policy, seed) -> None:
+    """The blocks of preempted requests are kept, so the steps differ from stock's."""
+    prompts, settings = unrelated_load(seed, 60, policy)
+    stock = build(Scheduler, llama, prompts, **settings)
+    ours = build(BatchLLMScheduler, llama, prompts, **settings)
+    of_stock, of_ours = steps_of(stock), steps_of(ours)
+    assert first_admissions(of_ours) == first_admissions(of_stock)
+    assert num_tokens(of_ours) <= num_tokens(of_stock)
 
 
 def test_with_prefix_caching_off_the_queue_is_stocks_own(llama) -> None:

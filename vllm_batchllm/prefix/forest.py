@@ -18,6 +18,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from vllm_batchllm.prefix.observer import ForestObserver
+
 T = TypeVar("T", bound=Hashable)
 Rank = Any  # totally ordered; smaller arrived earlier
 Key = Any  # totally ordered; smaller is opened earlier
@@ -42,7 +44,7 @@ class PrefixNode(Generic[T]):
 
     ``num_waiting``, ``num_output_tokens`` and ``num_prompt_tokens`` sum over the whole subtree;
     ``num_prompt_tokens`` counts each shared block once and leaves out runs already computed.
-    ``rank`` is that of the earliest arrival below.
+    ``rank`` is that of the earliest arrival below. ``shelf`` belongs to the forest's observer.
 
     Items that end here are in ``aligned`` if their prompt ends with the run's last block, else
     in ``members``. The aligned come first: a prompt is never hit to its very end, so an aligned
@@ -63,6 +65,7 @@ class PrefixNode(Generic[T]):
         "num_waiting",
         "parent",
         "rank",
+        "shelf",
         "start",
     )
 
@@ -88,6 +91,7 @@ class PrefixNode(Generic[T]):
         self.computed = False
         self.heap: list[tuple[Key, int, PrefixNode[T]]] | None = None
         self.key: Key = None
+        self.shelf: Any = None
 
     def ending_here(self) -> Iterator[T]:
         """Items whose hashes end with this run, in the order in which they are served."""
@@ -122,6 +126,7 @@ class PrefixForest(Generic[T]):
             raise ValueError(f"block_size must be at least 1 token, got {block_size}")
         self.block_size = block_size
         self.root: PrefixNode[T] = PrefixNode((), 0, 0, None, None)
+        self.observer: ForestObserver | None = None
         self._key = key
         self._dynamic = dynamic
         self._node_of: dict[T, PrefixNode[T]] = {}
@@ -161,6 +166,8 @@ class PrefixForest(Generic[T]):
             node.aligned[item] = load
         self._node_of[item] = node
         self._grow(node, rank, load, num_new_blocks * self.block_size + load.num_tail_tokens)
+        if num_new_blocks and self.observer is not None:
+            self.observer.on_new_run(node)
         return node
 
     def remove(self, item: T, *, admitted: bool = False) -> None:
@@ -191,9 +198,30 @@ class PrefixForest(Generic[T]):
                 if current.num_waiting == 0:
                     assert parent.children is not None
                     del parent.children[current.hashes[current.start]]
+                    if self.observer is not None:
+                        self.observer.on_removed(current)
                 elif self._dynamic and not admitted:
                     self._file(current, parent)
             current = parent
+
+    def match(self, hashes: Sequence[Hashable]) -> tuple[list[PrefixNode[T]], int]:
+        """The nodes that ``hashes`` runs through from the top, and how many leading ones wait.
+
+        The last node may be matched in part. O(depth * log blocks).
+        """
+        path: list[PrefixNode[T]] = []
+        node, position, num_hashes = self.root, 0, len(hashes)
+        while position == node.end and position < num_hashes and node.children:
+            child = node.children.get(hashes[position])
+            if child is None:
+                break
+            path.append(child)
+            node, position = child, _match_end(child, hashes)
+        return path, position
+
+    def key_of(self, node: PrefixNode[T]) -> Key:
+        """The key of ``node`` as its figures stand now; smaller is served earlier."""
+        return self._key(node)
 
     def best_child(self, node: PrefixNode[T]) -> PrefixNode[T]:
         """The child of ``node`` that comes first by ``key``.
@@ -267,6 +295,8 @@ class PrefixForest(Generic[T]):
         node.start = at
         node.parent = upper
         self._file(upper, parent)
+        if self.observer is not None:
+            self.observer.on_split(upper, node)
         return upper
 
     def _grow(self, node: PrefixNode[T], rank: Rank, load: Load, num_tokens: int) -> None:
@@ -287,6 +317,8 @@ class PrefixForest(Generic[T]):
 
     def _file(self, node: PrefixNode[T], parent: PrefixNode[T]) -> None:
         """(Re)enter ``node`` into its parent's heap, if that has been built."""
+        if node.shelf is not None and self.observer is not None:
+            self.observer.on_reordered(node)
         heap = parent.heap
         if heap is None:
             return

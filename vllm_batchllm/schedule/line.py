@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from vllm_batchllm.prefix.forest import Load, PrefixForest
+from vllm_batchllm.prefix.forest import Load, PrefixForest, PrefixNode
 from vllm_batchllm.prefix.walk import DepthFirstWalk
 from vllm_batchllm.schedule.order import GroupOrder, LoneLoad
 from vllm_batchllm.schedule.ranked_line import RankedLine
@@ -59,6 +59,7 @@ class AdmissionLine(Generic[R]):
         self._forest: PrefixForest[R] = PrefixForest(block_size, order.key, order.dynamic)
         self._walk = DepthFirstWalk(self._forest)
         self._returned: RankedLine[R] = RankedLine()
+        self._recall: PrefixForest[R] = PrefixForest(block_size)
         self._unhashed: RankedLine[R] = RankedLine()
         self._waiting_since: OrderedDict[R, float] = OrderedDict()
 
@@ -73,6 +74,15 @@ class AdmissionLine(Generic[R]):
         """The prefix forest; for reading only."""
         return self._forest
 
+    @property
+    def recall(self) -> PrefixForest[R]:
+        """What the given-back requests will look up again; for reading only."""
+        return self._recall
+
+    def open_node(self) -> PrefixNode[R] | None:
+        """The innermost node being served; None between two groups."""
+        return self._walk.group
+
     def add(self, request: R, rank: Any) -> None:
         """File a new request. ``rank`` orders arrivals; smaller is earlier."""
         if shares_prefixes(request):
@@ -85,6 +95,8 @@ class AdmissionLine(Generic[R]):
     def give_back(self, request: R, rank: Any) -> None:
         """Put ``request`` in front; among those in front the smallest rank is first."""
         self._returned.add(request, rank)
+        if shares_prefixes(request):
+            self._recall.insert(request, request.block_hashes, rank)
 
     def peek(self) -> R:
         """The next request. Raises IndexError when nobody waits."""
@@ -103,6 +115,8 @@ class AdmissionLine(Generic[R]):
         """Take ``request`` out. Raises KeyError if it does not wait here."""
         if request in self._returned:
             self._returned.remove(request)
+            if request in self._recall:
+                self._recall.remove(request)
             return
         if request in self._unhashed:
             self._unhashed.remove(request)
@@ -157,6 +171,8 @@ class AdmissionLine(Generic[R]):
         self._forest.check_integrity()
         self._walk.check_integrity()
         self._returned.check_integrity()
+        self._recall.check_integrity()
+        assert all(r in self._returned for r in self._recall.walk()), "a recall is stale"
         self._unhashed.check_integrity()
         if self._max_wait_s is not None:
             timed = set(self._waiting_since)

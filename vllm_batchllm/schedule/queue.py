@@ -18,6 +18,7 @@ from typing import Any
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
+from vllm_batchllm.memory.block_pool import GlobalPrefixBlockPool
 from vllm_batchllm.schedule.line import AdmissionLine
 from vllm_batchllm.schedule.order import GroupOrder
 
@@ -33,6 +34,8 @@ class PrefixGroupQueue(RequestQueue):
         max_wait_s: a request that has waited longer than this is next, and its group with it;
             None for no limit.
         clock: seconds, monotonic.
+        pool: is told of the forests of waiting requests, so that it keeps their blocks; those
+            given back are the most urgent of their priority.
 
     ``len`` and truth value are O(1); peek and pop amortised O(log n); removal O(depth).
     """
@@ -44,11 +47,13 @@ class PrefixGroupQueue(RequestQueue):
         by_priority: bool = False,
         max_wait_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        pool: GlobalPrefixBlockPool | None = None,
     ) -> None:
         self._new_line: Callable[[], AdmissionLine[Request]] = partial(
             AdmissionLine, order, block_size, max_wait_s, clock
         )
         self._by_priority = by_priority
+        self._pool = pool
         self._lines: dict[int, AdmissionLine[Request]] = {}
         self._priorities: list[int] = []
         self._listed: set[int] = set()
@@ -136,6 +141,9 @@ class PrefixGroupQueue(RequestQueue):
         line.remove(request, admitted=admitted)
         if not line and self._by_priority:
             del self._lines[priority]
+            if self._pool is not None:
+                self._pool.unwatch(line.recall)
+                self._pool.unwatch(line.forest)
         self._num_waiting -= 1
         self._head = None
         self.plan_s += time.perf_counter() - start_s
@@ -153,6 +161,9 @@ class PrefixGroupQueue(RequestQueue):
         line = self._lines.get(priority)
         if line is None:
             line = self._lines[priority] = self._new_line()
+            if self._pool is not None:
+                self._pool.watch(line.recall, urgency=(priority, 0))
+                self._pool.watch(line.forest, urgency=(priority, 1), open_node=line.open_node)
             if priority not in self._listed:
                 self._listed.add(priority)
                 heapq.heappush(self._priorities, priority)

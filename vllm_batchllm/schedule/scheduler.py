@@ -9,6 +9,7 @@ what ``--scheduler batchllm`` names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -21,6 +22,7 @@ from vllm.v1.request import Request
 from vllm_batchllm import compat
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
+from vllm_batchllm.memory.block_pool import installed_pool
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.order import make_order
 from vllm_batchllm.schedule.queue import PrefixGroupQueue
@@ -45,9 +47,11 @@ class PrefixGroupMixin(Scheduler):
         compat.check_vllm_version()
         self._check_async_mode(vllm_config)
         self.batchllm_config = config_of(vllm_config)
-        super().__init__(vllm_config, *args, **kwargs)
+        shares_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
+        with installed_pool() if shares_prefixes else nullcontext():
+            super().__init__(vllm_config, *args, **kwargs)
         self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
-        if self.cache_config.enable_prefix_caching:
+        if shares_prefixes:
             self.waiting = self._make_queue()
         compat.install_counters_utility()
         logger.info(
@@ -78,6 +82,7 @@ class PrefixGroupMixin(Scheduler):
             block_size=self.hash_block_size,
             by_priority=self.policy == SchedulingPolicy.PRIORITY,
             max_wait_s=self.batchllm_config.max_wait_s,
+            pool=self.kv_cache_manager.block_pool,
         )
 
     def _check_async_mode(self, vllm_config: VllmConfig) -> None:
