@@ -69,6 +69,7 @@ def _is_supported(installed: str) -> bool:
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 OFFLINE = "vllm.entrypoints.common.offline:OfflineInferenceMixin"
 UNTIL_PUBLIC = "vLLM has a public scheduler interface"
+UNTIL_STATS = "SchedulerStats carries figures of other schedulers, and vLLM shows them"
 UNTIL_BATCH = "vLLM's LLM offers hooks around adding requests and collecting outputs"
 
 LEDGER: tuple[Touched, ...] = (
@@ -117,6 +118,34 @@ LEDGER: tuple[Touched, ...] = (
         how="overridden; calls super",
         until="SchedulerStats carries these counters to LLM",
         parameters=("request", "timestamp", "drop_stale_output"),
+    ),
+    Touched(
+        f"{SCHEDULER}.make_stats",
+        why="send what the counters gained to the front end",
+        how="overridden; calls super and adds to the result",
+        until=UNTIL_STATS,
+    ),
+    Touched(
+        "vllm.v1.metrics.stats:SchedulerStats",
+        why="the only figures of a step that reach the front end",
+        how="prefixed keys in its map of KV fetches, taken out again before vLLM's loggers look",
+        until=UNTIL_STATS,
+        parameters=("num_kv_fetch_reqs_by_stage",),
+    ),
+    Touched(
+        "vllm.v1.metrics.loggers:StatLoggerManager.__init__",
+        why="show our metrics beside vLLM's",
+        how="wrapped once our scheduler is chosen; puts ours first in stat_loggers, for the "
+        "engines in engine_indexes",
+        until="vLLM has a stat logger entry point that respects --disable-log-stats",
+        parameters=("vllm_config", "engine_idxs"),
+    ),
+    Touched(
+        "vllm.v1.metrics.loggers:AggregateStatLoggerBase",
+        why="base class of our stat logger",
+        how="subclassed",
+        until=UNTIL_STATS,
+        parameters=("vllm_config", "engine_indexes"),
     ),
     Touched(
         "vllm.v1.engine.core:EngineCore",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's entry point to us: the ``--scheduler`` option, and nothing else.
+"""vLLM's entry point to us: the ``--scheduler`` option, and what follows from choosing us.
 
 vLLM calls :func:`register` in every process, possibly several times, before the command line is
 parsed. Unless our scheduler is chosen, nothing that vLLM does changes.
@@ -12,6 +12,9 @@ import functools
 from typing import Any
 
 from vllm_batchllm import compat
+from vllm_batchllm.log import get_logger
+
+logger = get_logger(__name__)
 
 BATCHLLM_SCHEDULER = "vllm_batchllm.schedule.scheduler.create_scheduler"
 """Path of the factory that builds the scheduler fitting the engine's async mode."""
@@ -111,9 +114,20 @@ def _with_config_check(create_engine_config: Any) -> Any:
         vllm_config = create_engine_config(self, *args, **kwargs)
         if is_ours(vllm_config.scheduler_config.scheduler_cls):
             check_config(vllm_config)
+            _install_metrics()
         return vllm_config
 
     return wrapped
+
+
+def _install_metrics() -> None:
+    """Show our figures where vLLM shows its own; an engine without them is better than none."""
+    try:
+        from vllm_batchllm.metrics.loggers import install
+
+        install()
+    except Exception:
+        logger.warning("no batchllm metrics: vLLM's loggers are not as expected", exc_info=True)
 
 
 def _known() -> str:

@@ -27,6 +27,18 @@ class BatchReport:
     steps, tokens_per_step: engine steps, and prompt plus output tokens per step.
     plan_s: seconds spent on ordering requests, inside ``makespan_s``: the time from the first
         step to the last output.
+    kv_peak_ratio, kv_mean_ratio: share of the KV blocks that requests held, at most in any step
+        since the engine started, and on average over the steps of this batch.
+    refused_memory, refused_peak, refused_pace: steps in which admissions ended because there was
+        no room, because the future peak was too high, or to keep the pace.
+    num_garbage_blocks: cached blocks given up that nobody waited for. num_needed_lost: those
+        given up although somebody did, which should not happen.
+    num_lengths: requests whose output length was compared with the one predicted at admission.
+        mean_predicted_tokens, mean_real_tokens, mean_length_error: over those, in tokens, the
+        error absolute; 0.0 where none was compared.
+    hit_tokens_by_level: prompt tokens found in the cache by level of the prefix tree, the widest
+        shared prefix first; the last entry holds all deeper levels.
+    overcommit, pace: the tightness of admission at the end (pace 0: no limit).
     """
 
     num_requests: int
@@ -43,6 +55,20 @@ class BatchReport:
     tokens_per_step: float
     plan_s: float
     makespan_s: float
+    kv_peak_ratio: float = 0.0
+    kv_mean_ratio: float = 0.0
+    refused_memory: int = 0
+    refused_peak: int = 0
+    refused_pace: int = 0
+    num_garbage_blocks: int = 0
+    num_needed_lost: int = 0
+    num_lengths: int = 0
+    mean_predicted_tokens: float = 0.0
+    mean_real_tokens: float = 0.0
+    mean_length_error: float = 0.0
+    hit_tokens_by_level: tuple[int, ...] = ()
+    overcommit: float = 1.0
+    pace: float = 0.0
 
     @property
     def reuse_efficiency(self) -> float:
@@ -58,7 +84,11 @@ class BatchReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain JSON values."""
-        derived = {"reuse_efficiency": self.reuse_efficiency, "plan_share": self.plan_share}
+        derived = {
+            "reuse_efficiency": self.reuse_efficiency,
+            "plan_share": self.plan_share,
+            "hit_tokens_by_level": list(self.hit_tokens_by_level),
+        }
         return asdict(self) | derived
 
     def __str__(self) -> str:
@@ -71,10 +101,15 @@ class BatchReport:
         table = Table(title="batchllm report", show_header=False, title_justify="left")
         table.add_column(justify="left")
         table.add_column(justify="right")
+        for name, value in (self._batch_rows() | self._memory_rows()).items():
+            table.add_row(name, value)
+        return table
+
+    def _batch_rows(self) -> dict[str, str]:
         requests = f"{self.num_requests:,}"
         if self.num_duplicates:
             requests += f" ({self.num_duplicates:,} duplicates answered once)"
-        rows = {
+        return {
             "requests": requests,
             "failed": f"{self.num_failed:,}",
             "prompt tokens": f"{self.prompt_tokens:,}",
@@ -87,9 +122,38 @@ class BatchReport:
             "planning": f"{self.plan_s:.3f} s ({self.plan_share:.3%})",
             "makespan": f"{self.makespan_s:.2f} s",
         }
-        for name, value in rows.items():
-            table.add_row(name, value)
-        return table
+
+    def _memory_rows(self) -> dict[str, str]:
+        """Rows on memory and prediction; those with nothing to say are left out."""
+        rows = {}
+        if any(self.hit_tokens_by_level) and self.prompt_tokens:
+            shares = [f"{tokens / self.prompt_tokens:.1%}" for tokens in self._levels_hit()]
+            rows["hits by level"] = " / ".join(shares)
+        if self.kv_peak_ratio:
+            rows["KV blocks held"] = f"peak {self.kv_peak_ratio:.1%}, mean {self.kv_mean_ratio:.1%}"
+        if self.refused_memory or self.refused_peak or self.refused_pace:
+            rows["steps that refused"] = (
+                f"memory {self.refused_memory:,}, future peak {self.refused_peak:,}, "
+                f"pace {self.refused_pace:,}"
+            )
+        if self.num_garbage_blocks or self.num_needed_lost:
+            rows["blocks given up"] = (
+                f"{self.num_garbage_blocks:,} garbage, {self.num_needed_lost:,} still needed"
+            )
+        if self.num_lengths:
+            rows["mean output"] = (
+                f"predicted {self.mean_predicted_tokens:,.1f}, real {self.mean_real_tokens:,.1f}, "
+                f"off by {self.mean_length_error:,.1f}"
+            )
+        if self.overcommit != 1.0 or self.pace:
+            pace = f"{self.pace:,.0f}" if self.pace else "no limit"
+            rows["tightness"] = f"overcommit {self.overcommit:.2f}, pace {pace}"
+        return rows
+
+    def _levels_hit(self) -> tuple[int, ...]:
+        """Hit tokens by level, down to the deepest level that has any."""
+        hit = [level for level, tokens in enumerate(self.hit_tokens_by_level) if tokens]
+        return self.hit_tokens_by_level[: hit[-1] + 1] if hit else ()
 
 
 def make_report(
@@ -112,13 +176,38 @@ def make_report(
         output_tokens=output_tokens,
         computed_prompt_tokens=counters.computed_prompt_tokens,
         saved_ratio=1 - counters.computed_prompt_tokens / tokens if tokens else 0.0,
-        admission_saved_ratio=counters.admission_hit_tokens / tokens if tokens else 0.0,
-        optimal_saved_ratio=optimal_saved_tokens / tokens if tokens else 0.0,
+        admission_saved_ratio=_ratio(counters.admission_hit_tokens, tokens),
+        optimal_saved_ratio=_ratio(optimal_saved_tokens, tokens),
         preemptions=counters.num_preemptions,
         steps=counters.num_steps,
-        tokens_per_step=(
-            counters.num_scheduled_tokens / counters.num_steps if counters.num_steps else 0.0
-        ),
+        tokens_per_step=_ratio(counters.num_scheduled_tokens, counters.num_steps),
         plan_s=counters.plan_s,
         makespan_s=makespan_s,
+        **_memory_figures(counters),
     )
+
+
+def _memory_figures(counters: ScheduleCounters) -> dict[str, Any]:
+    """What the counters say on memory, prediction and admission."""
+    held_mean = _ratio(counters.held_blocks, counters.num_memory_steps)
+    return {
+        "kv_peak_ratio": _ratio(counters.held_blocks_peak, counters.kv_blocks),
+        "kv_mean_ratio": _ratio(held_mean, counters.kv_blocks),
+        "refused_memory": counters.refused_memory,
+        "refused_peak": counters.refused_peak,
+        "refused_pace": counters.refused_pace,
+        "num_garbage_blocks": counters.num_garbage_blocks,
+        "num_needed_lost": counters.num_needed_lost,
+        "num_lengths": counters.num_lengths,
+        "mean_predicted_tokens": _ratio(counters.predicted_tokens, counters.num_lengths),
+        "mean_real_tokens": _ratio(counters.real_tokens, counters.num_lengths),
+        "mean_length_error": _ratio(counters.length_error_tokens, counters.num_lengths),
+        "hit_tokens_by_level": tuple(counters.hit_tokens_by_level),
+        "overcommit": counters.overcommit,
+        "pace": counters.pace,
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    """part / whole; 0.0 where there is no whole."""
+    return part / whole if whole else 0.0

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import ENGINE
 from openai import AsyncOpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 VLLM = Path(sys.executable).with_name("vllm")
 
@@ -107,6 +108,61 @@ def test_chat_and_a_bad_request(server) -> None:
         ask(model="smollm2", messages=[{"role": "user", "content": "word " * 900}])
     answer = ask(model="smollm2", messages=question, max_tokens=12, temperature=0)
     assert "Paris" in (answer.choices[0].message.content or "")
+
+
+def scrape(server: Server) -> dict[str, float]:
+    """``GET /metrics``: value by sample name, summed over labels."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("vllm_batchllm:"):
+                assert sample.labels["model_name"] == "smollm2" and sample.labels["engine"] == "0"
+            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    return values
+
+
+def test_metrics_tell_exactly_what_was_sent(server) -> None:
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    before = scrape(server)
+    prompt_tokens, num_requests, num_outputs = 0, 4, 5
+    for number in range(num_requests):  # one after the other: a step per output token
+        answer = client.completions.create(
+            model="smollm2",
+            prompt="Counting the same things twice costs twice. " * 12 + f"Item {number}:",
+            max_tokens=num_outputs,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
+        prompt_tokens += answer.usage.prompt_tokens
+    after = scrape(server)
+    change = {name: after[name] - before.get(name, 0.0) for name in after}
+
+    def ours(name: str) -> float:
+        return change[f"vllm_batchllm:{name}"]
+
+    assert ours("admitted_requests_total") == num_requests
+    assert ours("prompt_tokens_total") == prompt_tokens == change["vllm:prompt_tokens_total"]
+    assert ours("steps_total") == num_requests * num_outputs
+    assert ours("admission_hit_tokens_total") == change["vllm:prefix_cache_hits_total"] >= 3 * 64
+    assert ours("computed_prompt_tokens_total") == prompt_tokens - ours(
+        "admission_hit_tokens_total"
+    )
+    assert ours("preemptions_total") == change["vllm:num_preemptions_total"] == 0
+    counters = {name for name in before if name.endswith("_total")}
+    assert all(after[name] >= before[name] for name in counters), "a counter fell"
+    assert after["vllm_batchllm:overcommit"] > 0 and "vllm:num_requests_running" in after
+
+
+def test_metrics_carry_every_family(server) -> None:
+    from vllm_batchllm.metrics.families import FAMILIES
+
+    names = set(scrape(server))
+    counters = {family.full_name for family in FAMILIES if family.kind == "counter"}
+    assert counters <= names and "vllm:generation_tokens_total" in names
 
 
 SEPARATE_PROCESS = """

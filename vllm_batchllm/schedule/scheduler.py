@@ -17,6 +17,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
 from vllm_batchllm import compat
@@ -24,6 +25,7 @@ from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.memory.block_pool import installed_pool
 from vllm_batchllm.schedule.counters import ScheduleCounters
+from vllm_batchllm.schedule.feed import CounterFeed
 from vllm_batchllm.schedule.order import make_order
 from vllm_batchllm.schedule.queue import PrefixGroupQueue
 
@@ -51,6 +53,7 @@ class PrefixGroupMixin(Scheduler):
         with installed_pool() if shares_prefixes else nullcontext():
             super().__init__(vllm_config, *args, **kwargs)
         self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
+        self.batchllm_feed = CounterFeed()
         if shares_prefixes:
             self.waiting = self._make_queue()
         compat.install_counters_utility()
@@ -75,6 +78,12 @@ class PrefixGroupMixin(Scheduler):
         if isinstance(self.waiting, PrefixGroupQueue):
             self.batchllm_counters.plan_s = self.waiting.plan_s
         return self.batchllm_counters.to_dict()
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """vLLM's figures of the step, with what our counters gained since the last one."""
+        stats = super().make_stats(*args, **kwargs)
+        self.batchllm_feed.load(stats, self.batchllm_snapshot)
+        return stats
 
     def _make_queue(self) -> PrefixGroupQueue:
         return PrefixGroupQueue(
