@@ -20,6 +20,7 @@ from vllm.v1.request import Request
 
 from vllm_batchllm.schedule.line import AdmissionLine
 from vllm_batchllm.schedule.order import GroupOrder
+from vllm_batchllm.schedule.planned_line import line_for
 
 
 class PrefixGroupQueue(RequestQueue):
@@ -46,7 +47,7 @@ class PrefixGroupQueue(RequestQueue):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._new_line: Callable[[], AdmissionLine[Request]] = partial(
-            AdmissionLine, order, block_size, max_wait_s, clock
+            line_for(order), order, block_size, max_wait_s, clock
         )
         self._by_priority = by_priority
         self._lines: dict[int, AdmissionLine[Request]] = {}
