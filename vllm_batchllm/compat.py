@@ -90,6 +90,7 @@ class Touched:
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 OFFLINE = "vllm.entrypoints.common.offline:OfflineInferenceMixin"
 UNTIL_PUBLIC = "vLLM has a public scheduler interface"
+UNTIL_DEFAULTS = "vLLM has engine defaults for large batches that a scheduler can ask for"
 UNTIL_BATCH = "vLLM's LLM offers hooks around adding requests and collecting outputs"
 
 LEDGER: tuple[Touched, ...] = (
@@ -103,7 +104,7 @@ LEDGER: tuple[Touched, ...] = (
     Touched(
         "vllm.engine.arg_utils:EngineArgs.create_engine_config",
         why="refuse bad options and prefix caching off before an engine process starts",
-        how="wrapped once at plugin load; looks at the result only if our scheduler is chosen",
+        how="wrapped once at plugin load; does nothing unless our scheduler is chosen",
         until="vLLM lets a scheduler class validate its VllmConfig",
     ),
     Touched(
@@ -212,6 +213,47 @@ LEDGER: tuple[Touched, ...] = (
         how="overridden with a loop over LLMEngine.step",
         until=UNTIL_BATCH,
         parameters=("output_type", "use_tqdm"),
+    ),
+    Touched(
+        "vllm.engine.arg_utils:EngineArgs._set_default_max_num_seqs_and_batched_tokens_args",
+        why="raise the bounds of a step that the user left open",
+        how="replaced on one object with our scheduler while its config is made; calls vLLM's",
+        until=UNTIL_DEFAULTS,
+        parameters=("usage_context", "model_config", "parallel_config"),
+    ),
+    Touched(
+        "vllm.engine.arg_utils:EngineArgs.get_batch_defaults",
+        why="never run fewer requests than vLLM's LLM class on the same device",
+        how="called",
+        until=UNTIL_DEFAULTS,
+        parameters=("world_size",),
+    ),
+    Touched(
+        "vllm.usage.usage_lib:UsageContext",
+        why="tokens of a step as for vLLM's LLM class, in servers and batch runs too",
+        how="LLM_CLASS is passed to the two methods above",
+        until=UNTIL_DEFAULTS,
+    ),
+    *(
+        Touched(
+            f"vllm.platforms:current_platform.{name}",
+            why="the sizes differ by device",
+            how="called",
+            until=UNTIL_DEFAULTS,
+            parameters=parameters,
+        )
+        for name, parameters in (
+            ("is_cpu", ()),
+            ("is_cuda_alike", ()),
+            ("is_device_capability_family", ("capability",)),
+        )
+    ),
+    Touched(
+        "vllm.config:CacheConfig",
+        why="smaller KV blocks on the CPU, where vLLM chose its plain default",
+        how="block_size and user_specified_block_size are set on a finished config",
+        until="vLLM's default block size on the CPU is as small as on GPUs",
+        parameters=("block_size",),
     ),
 )
 

@@ -37,6 +37,10 @@ class BatchLLMConfig:
     dedupe: bool = True
     """``LLM`` only: compute exact duplicates under greedy decoding once."""
 
+    max_num_seqs_ceiling: Annotated[int, Field(ge=1)] | None = None
+    """Up to this many requests at once instead of vLLM's default, where the user did not set
+    ``max_num_seqs``; never fewer than that default. None decides by the device."""
+
     @classmethod
     def parse(cls, options: BatchLLMConfig | Mapping[str, Any] | None) -> BatchLLMConfig:
         """Check ``options`` and fill in the defaults.
