@@ -162,11 +162,13 @@ def _tokens_per_decode(args: Any) -> int | None:
 def _is_block_size_bound(vllm_config: Any) -> bool:
     """Whether the user set the block size, or something that has to fit it.
 
-    That is the unit of prefix matching, and a KV connector, whose other end has blocks too.
+    That is a number of blocks, the unit of prefix matching, and a KV connector, whose other end
+    has blocks too.
     """
     cache = vllm_config.cache_config
     return bool(
         cache.user_specified_block_size
+        or cache.num_gpu_blocks_override is not None
         or cache.prefix_match_unit is not None
         or vllm_config.kv_transfer_config is not None
     )
