@@ -22,6 +22,7 @@ import psutil
 
 from vllm_batchllm.schedule.line import AdmissionLine
 from vllm_batchllm.schedule.order import ORDERS, make_order
+from vllm_batchllm.schedule.planned_line import line_for
 
 HASH_BYTES = 32
 
@@ -63,7 +64,8 @@ def resident_bytes() -> int:
 
 def measure(requests: list[FakeRequest], order: str, block_size: int) -> dict[str, float | str]:
     """Insert everything, then drain it; times in seconds, memory in GB."""
-    line: AdmissionLine[FakeRequest] = AdmissionLine(make_order(order), block_size)
+    policy = make_order(order)
+    line: AdmissionLine[FakeRequest] = line_for(policy)(policy, block_size)
     before = resident_bytes()
     gc.freeze()  # the hash lists are the requests' own; vLLM's engine core freezes its heap too
     start = time.process_time()

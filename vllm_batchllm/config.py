@@ -23,7 +23,7 @@ SECTION = "batchllm"
 class BatchLLMConfig:
     """Options of vllm-batchllm. Every field has a default that suits a batch."""
 
-    order: Literal["dfs", "decode-ratio"] = "dfs"
+    order: Literal["dfs", "decode-ratio", "paper", "exact-groups"] = "dfs"
     """Which prefix group is opened next."""
 
     max_wait_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
@@ -36,6 +36,10 @@ class BatchLLMConfig:
 
     dedupe: bool = True
     """``LLM`` only: compute exact duplicates under greedy decoding once."""
+
+    max_num_seqs_ceiling: Annotated[int, Field(ge=1)] | None = None
+    """Up to this many requests at once instead of vLLM's default, where the user did not set
+    ``max_num_seqs``; never fewer than that default. None decides by the device."""
 
     @classmethod
     def parse(cls, options: BatchLLMConfig | Mapping[str, Any] | None) -> BatchLLMConfig:

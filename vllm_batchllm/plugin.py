@@ -12,6 +12,7 @@ import functools
 from typing import Any
 
 from vllm_batchllm import compat
+from vllm_batchllm.engine_args import batch_sizes
 from vllm_batchllm.log import get_logger
 
 logger = get_logger(__name__)
@@ -24,7 +25,7 @@ SCHEDULERS: dict[str, str | None] = {"batchllm": BATCHLLM_SCHEDULER, "stock": No
 
 
 def register() -> None:
-    """Add ``--scheduler`` to vLLM's command lines, and check the configs that choose us.
+    """Add ``--scheduler`` to vLLM's command lines; check and fit the configs that choose us.
 
     On a vLLM that lacks the expected interface this does nothing, so that stock runs go on; the
     version gate speaks up once our scheduler is asked for.
@@ -39,7 +40,7 @@ def register() -> None:
     if hasattr(add_cli_args, "batchllm_wrapped"):
         return
     EngineArgs.add_cli_args = staticmethod(_with_scheduler_option(add_cli_args))
-    EngineArgs.create_engine_config = _with_config_check(create_engine_config)
+    EngineArgs.create_engine_config = _with_our_config(create_engine_config)
 
 
 def scheduler_by_name(name: str) -> str | None:
@@ -108,13 +109,17 @@ def _with_scheduler_option(add_cli_args: Any) -> Any:
     return wrapped
 
 
-def _with_config_check(create_engine_config: Any) -> Any:
+def _with_our_config(create_engine_config: Any) -> Any:
     @functools.wraps(create_engine_config)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        vllm_config = create_engine_config(self, *args, **kwargs)
-        if is_ours(vllm_config.scheduler_config.scheduler_cls):
-            check_config(vllm_config)
-            _install_metrics()
+        if not is_ours(self.scheduler_cls):
+            return create_engine_config(self, *args, **kwargs)
+        compat.check_vllm_version()
+        with batch_sizes(self) as sizes:
+            vllm_config = create_engine_config(self, *args, **kwargs)
+        check_config(vllm_config)
+        sizes.settle(vllm_config)
+        _install_metrics()
         return vllm_config
 
     return wrapped

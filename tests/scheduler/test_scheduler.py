@@ -24,6 +24,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.schedule.order import ORDERS
 from vllm_batchllm.schedule.queue import PrefixGroupQueue
 from vllm_batchllm.schedule.scheduler import (
     AsyncBatchLLMScheduler,
@@ -80,7 +81,7 @@ def group_changes(prompts: Prompts, order: Sequence[str]) -> int:
     return sum(a != b for a, b in itertools.pairwise(firsts))
 
 
-@pytest.mark.parametrize("order", ["dfs", "decode-ratio"])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("cls", "async_scheduling", "run"),
     [(BatchLLMScheduler, False, run_to_end), (AsyncBatchLLMScheduler, True, run_overlapped)],

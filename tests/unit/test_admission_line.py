@@ -133,5 +133,5 @@ def test_who_waited_too_long_is_next_and_its_group_follows() -> None:
 
 
 def test_an_unknown_order_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown order 'lifo'; known: dfs, decode-ratio"):
+    with pytest.raises(ValueError, match="unknown order 'lifo'; known: dfs, decode-ratio, paper"):
         make_order("lifo")

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from vllm_batchllm.config import OPTIONS, BatchLLMConfig
+from vllm_batchllm.config import OPTIONS, BatchLLMConfig, allowed
+from vllm_batchllm.schedule.order import ORDERS
 
 
 def test_defaults_and_round_trip() -> None:
@@ -25,7 +26,7 @@ def test_defaults_and_round_trip() -> None:
             {"ordr": "dfs"},
             r"unknown batchllm option 'ordr' \(value 'dfs'\); did you mean 'order'\? Known",
         ),
-        ({"order": "lifo"}, r"'order' = 'lifo' is not allowed; allowed: 'dfs', 'decode-ratio'"),
+        ({"order": "lifo"}, r"'order' = 'lifo' is not allowed; allowed: 'dfs', 'decode-ratio', "),
         ({"max_wait_s": -1}, r"'max_wait_s' = -1 is not allowed; allowed: a number > 0"),
         ({"max_wait_s": float("nan")}, r"'max_wait_s' = nan is not allowed"),
         ({"max_wait_s": "10"}, r"'max_wait_s' = '10' is not allowed"),
@@ -38,6 +39,12 @@ def test_defaults_and_round_trip() -> None:
 def test_bad_options_are_named_with_what_is_allowed(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         BatchLLMConfig.parse(options)
+
+
+def test_every_order_can_be_chosen() -> None:
+    assert allowed("order") == ", ".join(map(repr, ORDERS))
+    for name in ORDERS:
+        assert BatchLLMConfig.parse({"order": name}).order == name
 
 
 def test_options_that_are_no_mapping_are_refused() -> None:

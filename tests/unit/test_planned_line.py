@@ -14,12 +14,10 @@ from prefix_trie_oracle import Item
 
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.grouping import RequestGroup
-from vllm_batchllm.schedule.planned_line import (
-    REPLANNING_SHARE,
-    ExactGroups,
-    Paper,
-    PlannedLine,
-)
+from vllm_batchllm.schedule.line import AdmissionLine
+from vllm_batchllm.schedule.order import ORDERS as KNOWN
+from vllm_batchllm.schedule.order import ExactGroups, Paper, make_order
+from vllm_batchllm.schedule.planned_line import REPLANNING_SHARE, PlannedLine, line_for
 
 ORDERS = [Paper(), ExactGroups()]
 by_order = pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
@@ -323,3 +321,13 @@ def test_one_who_left_and_came_back_is_an_arrival() -> None:
     line.remove(items[1])
     line.add(items[1], 9)
     assert [serve(line) for _ in range(4)] == [items[0], items[2], items[3], items[1]]
+
+
+def test_only_orders_that_make_groups_are_served_by_a_plan() -> None:
+    lines = {name: line_for(make_order(name)) for name in KNOWN}
+    assert lines == {
+        "dfs": AdmissionLine,
+        "decode-ratio": AdmissionLine,
+        "paper": PlannedLine,
+        "exact-groups": PlannedLine,
+    }

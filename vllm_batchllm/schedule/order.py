@@ -3,13 +3,20 @@
 
 A policy sees a group as a few sums (:class:`GroupLoad`) and returns a sortable key; the group
 with the smallest key is opened first, at every level of the tree. Whatever the policy, the
-walk stays depth first inside a group, so the order never costs reuse. Every key ends in the
-rank of arrival: ties keep the order in which requests came.
+walk stays depth first inside a group, so the order never costs reuse. A policy that plans
+(:class:`PlannedOrder`) also says what a group is: one level of sharing instead of the whole tree.
+Every key ends in the rank of arrival: ties keep the order in which requests came.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.grouping import RequestGroup, exact_groups, greedy_groups
+
+T = TypeVar("T", bound=Hashable)
 
 
 class GroupLoad(Protocol):
@@ -53,6 +60,14 @@ class GroupOrder(Protocol):
         """Sortable key of ``group``; the smallest is opened first."""
 
 
+@runtime_checkable
+class PlannedOrder(GroupOrder, Protocol):
+    """An ordering policy that also says which requests form a group."""
+
+    def groups(self, forest: PrefixForest[T]) -> list[RequestGroup[T]]:
+        """Partition the requests in `forest`."""
+
+
 class DepthFirst:
     """``dfs``: groups in order of their earliest arrival. With nothing shared this is FCFS."""
 
@@ -79,8 +94,34 @@ class DecodeRatio:
         return (-group.num_output_tokens / max(group.num_prompt_tokens, 1), group.rank)
 
 
-ORDERS: dict[str, type[DepthFirst | DecodeRatio]] = {
-    policy.name: policy for policy in (DepthFirst, DecodeRatio)
+class Paper:
+    """``paper``: the published groups and order (BatchLLM, arXiv 2412.03594).
+
+    R_group = 1 / (L_prefix + sum of L_suffix), larger first, so the group with the fewest prompt
+    tokens comes first, whatever the number of its members.
+    """
+
+    name = "paper"
+    dynamic = True
+
+    def key(self, group: GroupLoad) -> Any:
+        return (group.num_prompt_tokens, group.rank)
+
+    def groups(self, forest: PrefixForest[T]) -> list[RequestGroup[T]]:
+        return greedy_groups(forest)
+
+
+class ExactGroups(DecodeRatio):
+    """``exact-groups``: the best groups of one level, most expected output per token first."""
+
+    name = "exact-groups"
+
+    def groups(self, forest: PrefixForest[T]) -> list[RequestGroup[T]]:
+        return exact_groups(forest)
+
+
+ORDERS: dict[str, type[GroupOrder]] = {
+    policy.name: policy for policy in (DepthFirst, DecodeRatio, Paper, ExactGroups)
 }
 
 

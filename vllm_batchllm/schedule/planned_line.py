@@ -13,48 +13,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 from vllm_batchllm.prefix.forest import PrefixForest
-from vllm_batchllm.prefix.grouping import RequestGroup, exact_groups, greedy_groups
+from vllm_batchllm.prefix.grouping import RequestGroup
 from vllm_batchllm.schedule.line import AdmissionLine, R
-from vllm_batchllm.schedule.order import DecodeRatio, GroupLoad, GroupOrder, LoneLoad
+from vllm_batchllm.schedule.order import GroupOrder, LoneLoad, PlannedOrder
 
 REPLANNING_SHARE = 4
 """A plan is remade once one in this many of the waiting requests has come or gone since."""
-
-
-class PlannedOrder(GroupOrder, Protocol):
-    """An ordering policy that also says which requests form a group."""
-
-    def groups(self, forest: PrefixForest[R]) -> list[RequestGroup[R]]:
-        """Partition the requests in `forest`."""
-
-
-class Paper:
-    """``paper``: the published groups and order (BatchLLM, arXiv 2412.03594).
-
-    R_group = 1 / (L_prefix + sum of L_suffix), larger first, so the group with the fewest prompt
-    tokens comes first, whatever the number of its members.
-    """
-
-    name = "paper"
-    dynamic = True
-
-    def key(self, group: GroupLoad) -> Any:
-        return (group.num_prompt_tokens, group.rank)
-
-    def groups(self, forest: PrefixForest[R]) -> list[RequestGroup[R]]:
-        return greedy_groups(forest)
-
-
-class ExactGroups(DecodeRatio):
-    """``exact-groups``: the best groups of one level, most expected output per token first."""
-
-    name = "exact-groups"
-
-    def groups(self, forest: PrefixForest[R]) -> list[RequestGroup[R]]:
-        return exact_groups(forest)
 
 
 @dataclass(slots=True, eq=False)
@@ -203,3 +170,8 @@ class PlannedLine(AdmissionLine[R]):
             living = [r for r in group.members if self._group_of.get(r) is group]
             assert 0 < len(living) == group.num_waiting, "a group lost count"
         assert self._open is None or next(iter(self._plan)) is self._open, "the open group moved"
+
+
+def line_for(order: GroupOrder) -> type[AdmissionLine[Any]]:
+    """The class of line that serves requests as ``order`` wants it."""
+    return PlannedLine if isinstance(order, PlannedOrder) else AdmissionLine

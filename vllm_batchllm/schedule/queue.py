@@ -21,6 +21,7 @@ from vllm.v1.request import Request
 from vllm_batchllm.memory.block_pool import GlobalPrefixBlockPool
 from vllm_batchllm.schedule.line import AdmissionLine
 from vllm_batchllm.schedule.order import GroupOrder
+from vllm_batchllm.schedule.planned_line import line_for
 
 
 class PrefixGroupQueue(RequestQueue):
@@ -50,7 +51,7 @@ class PrefixGroupQueue(RequestQueue):
         pool: GlobalPrefixBlockPool | None = None,
     ) -> None:
         self._new_line: Callable[[], AdmissionLine[Request]] = partial(
-            AdmissionLine, order, block_size, max_wait_s, clock
+            line_for(order), order, block_size, max_wait_s, clock
         )
         self._by_priority = by_priority
         self._pool = pool
