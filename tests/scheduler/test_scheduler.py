@@ -80,7 +80,7 @@ def group_changes(prompts: Prompts, order: Sequence[str]) -> int:
     return sum(a != b for a, b in itertools.pairwise(firsts))
 
 
-@pytest.mark.parametrize("order", ["dfs", "decode-ratio"])
+@pytest.mark.parametrize("order", ["dfs", "decode-ratio", "short-first"])
 @pytest.mark.parametrize(
     ("cls", "async_scheduling", "run"),
     [(BatchLLMScheduler, False, run_to_end), (AsyncBatchLLMScheduler, True, run_overlapped)],

@@ -9,7 +9,10 @@ rank of arrival: ties keep the order in which requests came.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+PATIENCE = 500
+"""``short-first`` lets later arrivals go before a request up to so many times its own tokens."""
 
 
 class GroupLoad(Protocol):
@@ -53,6 +56,17 @@ class GroupOrder(Protocol):
         """Sortable key of ``group``; the smallest is opened first."""
 
 
+@runtime_checkable
+class RankingOrder(GroupOrder, Protocol):
+    """An ordering policy that also says how requests rank on arrival."""
+
+    def rank(self, arrival: Any, num_tokens: int, num_tokens_before: int) -> Any:
+        """What takes the place of ``arrival``, the plain rank of a request; sortable.
+
+        num_tokens: of the request. num_tokens_before: of all that arrived before it.
+        """
+
+
 class DepthFirst:
     """``dfs``: groups in order of their earliest arrival. With nothing shared this is FCFS."""
 
@@ -61,6 +75,22 @@ class DepthFirst:
 
     def key(self, group: GroupLoad) -> Any:
         return group.rank
+
+
+class ShortFirst(DepthFirst):
+    """``short-first``: groups in order of their shortest request, by prompt tokens.
+
+    For batches of which only a part is in sight. A request that leaves makes room for one that
+    may share something with those still there. Long ones have most to share, and as many of
+    them as fit stay in sight until what belongs to them has come. A request of n tokens ranks as
+    if it had come ``PATIENCE * n`` tokens of arrivals later than it did. So nobody starves: those
+    who arrive later and go first bring fewer than that together, the rest of their groups aside.
+    """
+
+    name = "short-first"
+
+    def rank(self, arrival: Any, num_tokens: int, num_tokens_before: int) -> Any:
+        return (PATIENCE * num_tokens + num_tokens_before, arrival)
 
 
 class DecodeRatio:
@@ -80,7 +110,7 @@ class DecodeRatio:
 
 
 ORDERS: dict[str, type[DepthFirst | DecodeRatio]] = {
-    policy.name: policy for policy in (DepthFirst, DecodeRatio)
+    policy.name: policy for policy in (DepthFirst, DecodeRatio, ShortFirst)
 }
 
 
