@@ -82,8 +82,27 @@ def lookahead(
     unknown = [name for name in order if name not in ORDERS]
     if unknown:
         _stop(f"--order {unknown[0]!r} is unknown; known: {', '.join(ORDERS)}")
+    work = _workload(trace, requests, block_size, kv_share, max_num_batched_tokens)
+    result = {
+        "trace": trace.name,
+        "num_requests": len(work.prompts),
+        "block_size": block_size,
+        "num_blocks": work.num_blocks,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "ceiling_share": optimal_saving(work.prompts, block_size).saved_ratio,
+        "runs": _run_all(work, order, limits, max_num_seqs),
+    }
+    _print_table(result)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _workload(
+    trace: Path, limit: int, block_size: int, kv_share: float, max_num_batched_tokens: int
+) -> Workload:
+    """The trace, scaled. Stops the command if it cannot be read or does not fit."""
     try:
-        traced = read_trace(trace, requests)
+        traced = read_trace(trace, limit)
     except (OSError, EOFError, TraceError) as error:
         _stop(str(error))
     if not traced:
@@ -100,18 +119,7 @@ def lookahead(
             f"--kv-share {kv_share} makes {work.num_blocks} blocks, but the longest request "
             f"needs {work.num_blocks_needed}; raise it"
         )
-    result = {
-        "trace": trace.name,
-        "num_requests": len(traced),
-        "block_size": block_size,
-        "num_blocks": work.num_blocks,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "ceiling_share": optimal_saving(work.prompts, block_size).saved_ratio,
-        "runs": _run_all(work, order, limits, max_num_seqs),
-    }
-    _print_table(result)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    return work
 
 
 def _run_all(

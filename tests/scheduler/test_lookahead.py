@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import typer
 from lookahead import lookahead
 from lookahead_arms import Workload, arms_for, run
 from mooncake import TraceError, num_distinct_blocks, output_of, prompt_of, read_trace
@@ -99,6 +100,23 @@ def test_the_command_prints_and_writes_the_same_runs(tmp_path, capsys) -> None:
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 4 + len(figures["runs"])
     assert f"| {figures['runs'][0]['saved_share']:.1%} |" in table[4]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"waiting": ["many"]}, "--waiting must be an integer from 1 or `all`, not 'many'"),
+        ({"order": ["lifo"]}, "--order 'lifo' is unknown; known: dfs, "),
+        ({"kv_share": 0.01}, "--kv-share 0.01 makes 2 blocks, but the longest request needs "),
+        ({"trace": Path("nowhere.jsonl")}, "nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(tmp_path, capsys, options, reason) -> None:
+    path = write_trace(tmp_path / "trace.jsonl", num_conversations=20)
+    with pytest.raises(typer.Exit) as stopped:
+        lookahead(**{"trace": path, **options})
+    assert stopped.value.exit_code == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_prompts_share_what_their_ids_share_and_lengths_are_scaled(tmp_path) -> None:

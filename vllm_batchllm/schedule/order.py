@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-PATIENCE = 500
+PATIENCE = 200
 """``short-first`` lets later arrivals go before a request up to so many times its own tokens."""
 
 
