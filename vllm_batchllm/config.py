@@ -23,7 +23,7 @@ SECTION = "batchllm"
 class BatchLLMConfig:
     """Options of vllm-batchllm. Every field has a default that suits a batch."""
 
-    order: Literal["dfs", "decode-ratio", "paper", "exact-groups"] = "dfs"
+    order: Literal["dfs", "decode-ratio", "short-first", "paper", "exact-groups"] = "dfs"
     """Which prefix group is opened next."""
 
     max_wait_s: Annotated[float, Field(gt=0, le=1e9)] | None = None

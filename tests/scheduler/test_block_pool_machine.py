@@ -208,6 +208,7 @@ def run_changes(machine: Callable[[], SchedulerMachine], num_changes: int) -> No
         ("full", "fcfs", "dfs", 6000),
         ("full", "priority", "dfs", 4000),
         ("full", "fcfs", "decode-ratio", 4000),
+        ("full", "priority", "short-first", 2000),
         ("full + sliding window", "fcfs", "dfs", 3000),
         ("full + 2 sliding windows", "priority", "decode-ratio", 1000),
         ("full + Mamba", "fcfs", "dfs", 1000),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefix_trie_oracle import Item, OrderOracle
 
 from vllm_batchllm.schedule.line import AdmissionLine
-from vllm_batchllm.schedule.order import DecodeRatio, DepthFirst, make_order
+from vllm_batchllm.schedule.order import PATIENCE, DecodeRatio, DepthFirst, ShortFirst, make_order
 
 paths = st.lists(st.integers(0, 2), max_size=6).map(tuple)
 operations = st.lists(
@@ -26,7 +26,7 @@ operations = st.lists(
 )
 
 
-@pytest.mark.parametrize("order", [DepthFirst(), DecodeRatio()], ids=lambda o: o.name)
+@pytest.mark.parametrize("order", [DepthFirst(), DecodeRatio(), ShortFirst()], ids=lambda o: o.name)
 @settings(max_examples=400)
 @given(steps=operations)
 def test_order_equals_brute_force_under_any_mix_of_operations(order, steps) -> None:
@@ -34,11 +34,14 @@ def test_order_equals_brute_force_under_any_mix_of_operations(order, steps) -> N
     oracle = OrderOracle(ratio=order.name == "decode-ratio")
     waiting: list[Item] = []
     last_popped: Item | None = None
+    num_tokens_before = 0
     for serial, (operation, *values) in enumerate(steps):
         if operation == "add":
             item = Item(serial, values[0], tail=values[1], max_tokens=values[2])
             line.add(item, serial)
-            oracle.add(item, serial)
+            rank = (PATIENCE * item.num_tokens + num_tokens_before, serial)
+            oracle.add(item, rank if order.name == "short-first" else serial)
+            num_tokens_before += item.num_tokens
             waiting.append(item)
         elif operation == "give back" and last_popped is not None:
             line.give_back(last_popped, -serial)
@@ -89,6 +92,32 @@ def test_with_nothing_shared_the_order_is_that_of_arrival(firsts) -> None:
     assert list(line) == items
 
 
+def test_short_first_serves_the_shortest_and_then_what_shares_with_it() -> None:
+    line: AdmissionLine[Item] = AdmissionLine(ShortFirst(), block_size=4)
+    long, short, lone, mate = Item(0, (1,) * 6), Item(1, (2, 2)), Item(2, ()), Item(3, (2,) * 9)
+    for item in (long, short, lone, mate):
+        line.add(item, item.name)
+    assert list(line) == [lone, short, mate, long]
+    assert line.peek() is lone
+
+
+def test_short_first_keeps_nobody_waiting_for_ever() -> None:
+    """Shorter ones keep coming; they go first until they have brought PATIENCE times its size."""
+    line: AdmissionLine[Item] = AdmissionLine(ShortFirst(), block_size=4)
+    long = Item(-1, (0, 0, 0))
+    line.add(long, -1)
+    num_tokens_before = 0
+    for number in range(10_000):
+        short = Item(number, (number + 1,))
+        line.add(short, number)
+        first = line.peek()
+        if first is long:
+            break
+        line.remove(first, admitted=True)
+        num_tokens_before += first.num_tokens
+    assert num_tokens_before == PATIENCE * (long.num_tokens - 4) - long.num_tokens
+
+
 def test_an_arrival_joins_the_open_group() -> None:
     line: AdmissionLine[Item] = AdmissionLine(DepthFirst(), block_size=4)
     a1, b1, a2 = Item(0, (1, 1)), Item(1, (2, 1)), Item(2, (1, 2))
@@ -133,5 +162,7 @@ def test_who_waited_too_long_is_next_and_its_group_follows() -> None:
 
 
 def test_an_unknown_order_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown order 'lifo'; known: dfs, decode-ratio, paper"):
+    with pytest.raises(
+        ValueError, match="unknown order 'lifo'; known: dfs, decode-ratio, short-first"
+    ):
         make_order("lifo")

@@ -26,7 +26,10 @@ def test_defaults_and_round_trip() -> None:
             {"ordr": "dfs"},
             r"unknown batchllm option 'ordr' \(value 'dfs'\); did you mean 'order'\? Known",
         ),
-        ({"order": "lifo"}, r"'order' = 'lifo' is not allowed; allowed: 'dfs', 'decode-ratio', "),
+        (
+            {"order": "lifo"},
+            r"'order' = 'lifo' is not allowed; allowed: 'dfs', 'decode-ratio', 'short-first'",
+        ),
         ({"max_wait_s": -1}, r"'max_wait_s' = -1 is not allowed; allowed: a number > 0"),
         ({"max_wait_s": float("nan")}, r"'max_wait_s' = nan is not allowed"),
         ({"max_wait_s": "10"}, r"'max_wait_s' = '10' is not allowed"),

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from vllm_batchllm.prefix.forest import Load, PrefixForest, PrefixNode
 from vllm_batchllm.prefix.walk import DepthFirstWalk
-from vllm_batchllm.schedule.order import GroupOrder, LoneLoad
+from vllm_batchllm.schedule.order import GroupOrder, LoneLoad, RankingOrder
 from vllm_batchllm.schedule.ranked_line import RankedLine
 
 
@@ -54,6 +54,8 @@ class AdmissionLine(Generic[R]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._order = order
+        self._ranking = order if isinstance(order, RankingOrder) else None
+        self._num_tokens_arrived = 0
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._forest: PrefixForest[R] = PrefixForest(block_size, order.key, order.dynamic)
@@ -85,6 +87,9 @@ class AdmissionLine(Generic[R]):
 
     def add(self, request: R, rank: Any) -> None:
         """File a new request. ``rank`` orders arrivals; smaller is earlier."""
+        if self._ranking is not None:
+            rank = self._ranking.rank(rank, request.num_tokens, self._num_tokens_arrived)
+            self._num_tokens_arrived += request.num_tokens
         if shares_prefixes(request):
             self._forest.insert(request, request.block_hashes, rank, self._load(request))
         else:

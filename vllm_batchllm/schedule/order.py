@@ -18,6 +18,9 @@ from vllm_batchllm.prefix.grouping import RequestGroup, exact_groups, greedy_gro
 
 T = TypeVar("T", bound=Hashable)
 
+PATIENCE = 200
+"""``short-first`` lets later arrivals go before a request up to so many times its own tokens."""
+
 
 class GroupLoad(Protocol):
     """What a policy may know of a group (a forest node, or a lone request).
@@ -68,6 +71,17 @@ class PlannedOrder(GroupOrder, Protocol):
         """Partition the requests in `forest`."""
 
 
+@runtime_checkable
+class RankingOrder(GroupOrder, Protocol):
+    """An ordering policy that also says how requests rank on arrival."""
+
+    def rank(self, arrival: Any, num_tokens: int, num_tokens_before: int) -> Any:
+        """What takes the place of ``arrival``, the plain rank of a request; sortable.
+
+        num_tokens: of the request. num_tokens_before: of all that arrived before it.
+        """
+
+
 class DepthFirst:
     """``dfs``: groups in order of their earliest arrival. With nothing shared this is FCFS."""
 
@@ -76,6 +90,22 @@ class DepthFirst:
 
     def key(self, group: GroupLoad) -> Any:
         return group.rank
+
+
+class ShortFirst(DepthFirst):
+    """``short-first``: groups in order of their shortest request, by prompt tokens.
+
+    For batches of which only a part is in sight. A request that leaves makes room for one that
+    may share something with those still there. Long ones have most to share, and as many of
+    them as fit stay in sight until what belongs to them has come. A request of n tokens ranks as
+    if it had come ``PATIENCE * n`` tokens of arrivals later than it did. So nobody starves: those
+    who arrive later and go first bring fewer than that together, the rest of their groups aside.
+    """
+
+    name = "short-first"
+
+    def rank(self, arrival: Any, num_tokens: int, num_tokens_before: int) -> Any:
+        return (PATIENCE * num_tokens + num_tokens_before, arrival)
 
 
 class DecodeRatio:
@@ -121,7 +151,7 @@ class ExactGroups(DecodeRatio):
 
 
 ORDERS: dict[str, type[GroupOrder]] = {
-    policy.name: policy for policy in (DepthFirst, DecodeRatio, Paper, ExactGroups)
+    policy.name: policy for policy in (DepthFirst, DecodeRatio, ShortFirst, Paper, ExactGroups)
 }
 
 

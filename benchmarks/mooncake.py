@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request traces in the Mooncake format, made small enough for a fake KV cache.
+
+One JSON object a line: ``input_length`` and ``output_length`` in tokens, and ``hash_ids``, one id
+for every block of 512 prompt tokens, the last of which may be partly filled. Two requests share
+their prompts as far as their ids are equal from the start. Other fields are ignored.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+TRACE_BLOCK_SIZE = 512
+"""Prompt tokens for each id of a trace."""
+
+
+class TraceError(ValueError):
+    """A line that is no request; the text names file, line, and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One request of a trace: lengths in tokens, and the ids of its prompt's blocks."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    block_ids: tuple[int, ...]
+
+
+def read_trace(path: Path, limit: int | None = None) -> list[TraceRequest]:
+    """The first ``limit`` requests of a ``.jsonl`` or ``.jsonl.gz`` file; blank lines are skipped.
+
+    Raises:
+        OSError: the file cannot be read, or is not gzip although its name says so.
+        TraceError: a line is no request.
+    """
+    return list(islice(_requests(path), limit))
+
+
+def prompt_of(request: TraceRequest, block_size: int) -> list[int]:
+    """Token ids of a prompt of the same shape, with blocks of ``block_size`` tokens.
+
+    Every block is a run of its own id. A partly filled last block stays partly filled, by the
+    same share, but is never empty or full.
+    """
+    num_full, rest = divmod(request.num_prompt_tokens, TRACE_BLOCK_SIZE)
+    tokens = [block_id for block_id in request.block_ids[:num_full] for _ in range(block_size)]
+    if rest:
+        num_rest = min(max(rest * block_size // TRACE_BLOCK_SIZE, 1), block_size - 1)
+        tokens += [request.block_ids[-1]] * num_rest
+    return tokens
+
+
+def output_of(request: TraceRequest, block_size: int) -> int:
+    """Output tokens, at least one, scaled as prompts are."""
+    return max(round(request.num_output_tokens * block_size / TRACE_BLOCK_SIZE), 1)
+
+
+def num_distinct_blocks(requests: Sequence[TraceRequest]) -> int:
+    """KV blocks that would hold every prompt once."""
+    return len({block_id for request in requests for block_id in request.block_ids})
+
+
+def _requests(path: Path) -> Iterator[TraceRequest]:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                yield _parse(line)
+            except TraceError as error:
+                raise TraceError(f"{path}, line {number}: {error}") from None
+
+
+def _parse(line: bytes) -> TraceRequest:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise TraceError(f"not valid JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise TraceError(f"not a JSON object but {type(record).__name__}")
+    num_prompt_tokens = _count(record, "input_length")
+    num_output_tokens = _count(record, "output_length")
+    ids = record.get("hash_ids")
+    if not isinstance(ids, list) or not all(_is_count(item) for item in ids):
+        raise TraceError('"hash_ids" must be a list of integers from 0')
+    num_blocks = -(-num_prompt_tokens // TRACE_BLOCK_SIZE)
+    if len(ids) != num_blocks or not ids:
+        raise TraceError(
+            f'"input_length" {num_prompt_tokens} needs {max(num_blocks, 1)} "hash_ids" '
+            f"of {TRACE_BLOCK_SIZE} tokens, not {len(ids)}"
+        )
+    return TraceRequest(num_prompt_tokens, num_output_tokens, tuple(ids))
+
+
+def _count(record: dict[str, Any], name: str) -> int:
+    if name not in record:
+        raise TraceError(f'"{name}" is missing')
+    value = record[name]
+    if not _is_count(value):
+        raise TraceError(f'"{name}" must be an integer from 0, not {value!r:.40}')
+    return int(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
