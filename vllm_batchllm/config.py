@@ -41,6 +41,44 @@ class BatchLLMConfig:
     """Up to this many requests at once instead of vLLM's default, where the user did not set
     ``max_num_seqs``; never fewer than that default. None decides by the device."""
 
+    admission: Literal["future", "threshold", "stock"] | None = None
+    """How many requests run at once. ``future``: as many as the memory holds until they end;
+    ``threshold``: while the KV blocks held stay within ``kv_threshold`` (the published rule);
+    ``stock``: whatever fits now. None: ``threshold`` for the order ``paper``, else ``future``."""
+
+    overcommit: Annotated[float, Field(ge=1, le=100)] | None = None
+    """Admission ``future``: multiple of the KV memory that the predicted peak may reach. None
+    decides by measured costs."""
+
+    pace: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Admission ``future``: multiple of the number of requests that pacing aims at; 0 for no
+    pacing. None decides by what it saves."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Admission ``future``: quantile of the output length that requests of unknown length are
+    planned with. None is 0.8."""
+
+    kv_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Admission ``threshold``: share of the KV memory. None is 0.9."""
+
+    victims: Literal["newest", "cheapest"] = "newest"
+    """Which running request is sent back where that is unavoidable: the newest, as in vLLM, or
+    the one with the least to compute again."""
+
+    def __post_init__(self) -> None:
+        for name, needed in NEEDS_ADMISSION.items():
+            if getattr(self, name) is not None and self.admission_rule != needed:
+                raise ValueError(
+                    f"batchllm option {name!r} = {getattr(self, name)!r} has no effect with "
+                    f"admission {self.admission_rule!r} (order {self.order!r}); leave it out, or "
+                    f"set 'admission' = {needed!r}"
+                )
+
+    @property
+    def admission_rule(self) -> str:
+        """The rule of admission that is used."""
+        return self.admission or ("threshold" if self.order == "paper" else "future")
+
     @classmethod
     def parse(cls, options: BatchLLMConfig | Mapping[str, Any] | None) -> BatchLLMConfig:
         """Check ``options`` and fill in the defaults.
@@ -71,6 +109,14 @@ class BatchLLMConfig:
         return asdict(self)
 
 
+NEEDS_ADMISSION = {
+    "overcommit": "future",
+    "pace": "future",
+    "quantile": "future",
+    "kv_threshold": "threshold",
+}
+"""Options that only one rule of admission reads."""
+
 OPTIONS = tuple(field.name for field in fields(BatchLLMConfig))
 
 
@@ -83,6 +129,8 @@ def _unknown_key(key: object, value: object) -> str:
 
 
 def _bad_value(error: Any) -> str:
+    if not error["loc"]:  # several options together
+        return str(error["ctx"]["error"])
     key = str(error["loc"][0])
     return f"batchllm option {key!r} = {error['input']!r} is not allowed; allowed: {allowed(key)}"
 

@@ -102,16 +102,12 @@ def waiting_hashes(scheduler: Scheduler) -> set[bytes]:
 
 
 def needed_blocks(pool: Any, hashes: set[bytes]) -> set[int]:
-    """By brute force: free blocks that a look-up of one of ``hashes`` would find.
-
-    A block that is found under several hashes counts whichever copy is found first.
-    """
+    """By brute force: free blocks that a look-up of one of ``hashes`` would find."""
     needed = set()
     for block in pool.free_block_queue.get_all_free_blocks():
         others = pool.cached_block_hashes_by_block.get(block.block_id, ())
         keys = [key for key in (block.block_hash, *others) if key is not None]
-        is_found = len(keys) > 1 or any(is_hit(pool, block, key) for key in keys)
-        if is_found and any(get_block_hash(key) in hashes for key in keys):
+        if any(is_hit(pool, block, key) and get_block_hash(key) in hashes for key in keys):
             needed.add(block.block_id)
     return needed
 

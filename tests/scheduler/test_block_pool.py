@@ -31,7 +31,12 @@ from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
 
 
 def build(model: str, cls: Any = BatchLLMScheduler, groups: str = "full", **config: Any) -> Any:
-    defaults = {"num_blocks": 40, "block_size": BLOCK_SIZE, "max_num_seqs": 4}
+    defaults = {
+        "num_blocks": 40,
+        "block_size": BLOCK_SIZE,
+        "max_num_seqs": 4,
+        "options": {"admission": "stock"},  # so that memory is short
+    }
     return make(cls, make_vllm_config(model, **{**defaults, **config}), KV_GROUPS[groups])
 
 

@@ -153,6 +153,9 @@ class KeepingPromise(SchedulerMachine):
     def check(self) -> None:
         self.scheduler.waiting.check_integrity()
         self.pool.check_integrity()
+        admission = self.scheduler.admission
+        if admission is not None:
+            admission.check_integrity({r.request_id for r in self.scheduler.running})
         needed = needed_blocks(self.pool, waiting_hashes(self.scheduler))
         assert set(self.pool._future.filed) == needed
         if not self.scheduler.requests:
@@ -177,7 +180,7 @@ def free_ids(scheduler: Scheduler) -> list[int]:
     return [b.block_id for b in pool_of(scheduler).free_block_queue.get_all_free_blocks()]
 
 
-def config(model: str, policy: str, order: str) -> VllmConfig:
+def config(model: str, policy: str, order: str, admission: str = "stock") -> VllmConfig:
     return make_vllm_config(
         model,
         num_blocks=NUM_BLOCKS,
@@ -185,7 +188,7 @@ def config(model: str, policy: str, order: str) -> VllmConfig:
         max_num_seqs=5,
         max_num_batched_tokens=24,
         policy=policy,
-        options={"order": order},
+        options={"order": order, "admission": admission},
     )
 
 
@@ -203,22 +206,25 @@ def run_changes(machine: Callable[[], SchedulerMachine], num_changes: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("groups", "policy", "order", "num_changes"),
+    ("groups", "policy", "order", "admission", "num_changes"),
     [
-        ("full", "fcfs", "dfs", 6000),
-        ("full", "priority", "dfs", 4000),
-        ("full", "fcfs", "decode-ratio", 4000),
-        ("full", "priority", "short-first", 2000),
-        ("full + sliding window", "fcfs", "dfs", 3000),
-        ("full + 2 sliding windows", "priority", "decode-ratio", 1000),
-        ("full + Mamba", "fcfs", "dfs", 1000),
-        ("full, blocks of two hashes, + sliding window", "fcfs", "dfs", 1000),
+        ("full", "fcfs", "dfs", "stock", 4000),
+        ("full", "fcfs", "dfs", "future", 4000),
+        ("full", "priority", "dfs", "stock", 2000),
+        ("full", "priority", "dfs", "future", 2000),
+        ("full", "fcfs", "paper", "threshold", 1000),
+        ("full", "fcfs", "decode-ratio", "stock", 1000),
+        ("full", "priority", "short-first", "future", 2000),
+        ("full + sliding window", "fcfs", "dfs", "future", 3000),
+        ("full + 2 sliding windows", "priority", "decode-ratio", "stock", 1000),
+        ("full + Mamba", "fcfs", "dfs", "future", 1000),
+        ("full, blocks of two hashes, + sliding window", "fcfs", "dfs", "stock", 1000),
     ],
 )
 def test_no_needed_block_is_lost_while_another_is_free(
-    llama, groups, policy, order, num_changes
+    llama, groups, policy, order, admission, num_changes
 ) -> None:
-    vllm_config, specs = config(llama, policy, order), KV_GROUPS[groups]
+    vllm_config, specs = config(llama, policy, order, admission), KV_GROUPS[groups]
     run_changes(lambda: KeepingPromise(make(BatchLLMScheduler, vllm_config, specs)), num_changes)
 
 

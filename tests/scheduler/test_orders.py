@@ -61,7 +61,7 @@ def build(cls: Any, model: str, prompts: Prompts, order: str, **config: Any) -> 
         make_vllm_config(
             model,
             async_scheduling=cls.for_async_mode,
-            options={"order": order},
+            options={"order": order, "admission": "stock"},  # so that memory is short
             **config,
         ),
     )

@@ -216,6 +216,7 @@ def test_computed_prompt_tokens_equal_a_recount_position_by_position(llama) -> N
         max_num_seqs=10,
         max_tokens=60,
         max_num_batched_tokens=64,
+        options={"admission": "stock"},
     )
     recount = 0
     while scheduler.has_unfinished_requests():

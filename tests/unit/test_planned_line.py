@@ -328,6 +328,7 @@ def test_only_orders_that_make_groups_are_served_by_a_plan() -> None:
     assert lines == {
         "dfs": AdmissionLine,
         "decode-ratio": AdmissionLine,
+        "short-first": AdmissionLine,
         "paper": PlannedLine,
         "exact-groups": PlannedLine,
     }

@@ -56,7 +56,7 @@ class GlobalPrefixBlockPool(BlockPool):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._origins: list[Origin | None] = [None] * self.num_gpu_blocks
+        self._origins: list[tuple[Origin, ...]] = [()] * self.num_gpu_blocks
         self._num_groups = 0
         self._future = Future(self)
         self.free_block_queue = ZonedFreeList(
@@ -129,15 +129,15 @@ class GlobalPrefixBlockPool(BlockPool):
 
     def move_block_hashes(self, src_block: KVCacheBlock, dst_block: KVCacheBlock) -> None:
         """vLLM's; the origin moves along."""
-        origin = self._origins[src_block.block_id]
+        origins = self._origins[src_block.block_id]
         super().move_block_hashes(src_block, dst_block)
-        self._origins[dst_block.block_id] = origin
+        self._origins[dst_block.block_id] = origins
 
     def reset_prefix_cache(self) -> bool:
         """vLLM's; what nobody can hit any more is kept for nobody."""
         if not super().reset_prefix_cache():
             return False
-        self._origins = [None] * self.num_gpu_blocks
+        self._origins = [()] * self.num_gpu_blocks
         self.on_less_needed(list(self._future.filed))
         return True
 
@@ -160,7 +160,7 @@ class GlobalPrefixBlockPool(BlockPool):
     def _remove_cached_block_hashes(self, block: KVCacheBlock) -> list[BlockHashWithGroupId]:
         """vLLM's; the block is of no use now, and a copy of it may be needed instead."""
         removed: list[BlockHashWithGroupId] = super()._remove_cached_block_hashes(block)
-        self._origins[block.block_id] = None
+        self._origins[block.block_id] = ()
         if self._future:
             self.free_block_queue.refile(block)
             for key in removed:
@@ -170,29 +170,27 @@ class GlobalPrefixBlockPool(BlockPool):
         return removed
 
     def _note_origin(self, block: KVCacheBlock, hashes: Sequence[Hashable], position: int) -> None:
-        """Remember the shortest of the prefixes that end in ``block``: most can use that one."""
+        """Remember a prefix that ends in ``block``; the shortest, which most can use, first."""
+        origin = Origin(hashes, position, hashes[position])
         known = self._origins[block.block_id]
-        if known is None or position < known.position:
-            self._origins[block.block_id] = Origin(hashes, position, hashes[position])
+        if all(other.hash != origin.hash for other in known):
+            together = sorted((*known, origin), key=lambda each: each.position)
+            self._origins[block.block_id] = tuple(together)
 
     def _place_of(self, block: KVCacheBlock) -> Place | None:
         """Where a free block is to be filed, or None if nobody waits for it."""
-        origin = self._origins[block.block_id]
-        if origin is None:
-            return None
-        hashes, position, own_hash = origin
-        if position >= len(hashes) or hashes[position] is not own_hash:
-            return None
-        found = self._future.find(hashes, position)
-        if found is None or not self._is_hit(block):
-            return None
-        return (*found, position)
+        for hashes, position, own_hash in self._origins[block.block_id]:
+            if position >= len(hashes) or hashes[position] is not own_hash:
+                continue
+            found = self._future.find(hashes, position)
+            if found is not None and self._is_hit(block, own_hash):
+                return (*found, position)
+        return None
 
-    def _is_hit(self, block: KVCacheBlock) -> bool:
-        """Whether ``block`` is the copy that a look-up of its hash finds."""
-        if block.block_id in self.cached_block_hashes_by_block:
-            return True  # found under several hashes; under one of them is enough
-        return self.cached_block_hash_to_block.get_one_block(block.block_hash) is block
+    def _is_hit(self, block: KVCacheBlock, own_hash: Hashable) -> bool:
+        """Whether ``block`` is the copy that a look-up of ``own_hash`` finds."""
+        key = make_block_hash_with_group_id(own_hash, get_group_id(block.block_hash))
+        return self.cached_block_hash_to_block.get_one_block(key) is block
 
     def check_integrity(self) -> None:
         """Raise AssertionError where a structural promise is broken. O(pool and forests)."""
@@ -212,9 +210,9 @@ class GlobalPrefixBlockPool(BlockPool):
             else:
                 assert place is not None, f"{block} is filed, but not needed"
                 assert filed == (place[1].shelf, place[2]), f"{block} is filed at another node"
-        for block_id, origin in enumerate(self._origins):
+        for block_id, origins in enumerate(self._origins):
             has_hash = self.blocks[block_id].block_hash is not None
-            assert has_hash or origin is None, "an origin without a hash"
+            assert has_hash or not origins, "an origin without a hash"
 
 
 @contextmanager

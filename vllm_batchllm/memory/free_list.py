@@ -139,7 +139,7 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
             if filed is not None:
                 self._future.take(block.block_id)
                 self._add_late(block.block_id)
-        elif filed is None or filed.shelf.node is not place[1]:
+        elif filed is None or (filed.shelf.node, filed.position) != place[1:]:
             self.remove(block)
             self._file(block, place)
             self.num_free_blocks += 1

@@ -23,7 +23,7 @@ class Batch:
     one, finished answers are kept for duplicates that are still to come.
     """
 
-    before: dict[str, float]
+    before: dict[str, Any]
     duplicates: DuplicateTable = field(default_factory=DuplicateTable)
     followers: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
     failures: list[FailedRequestOutput] = field(default_factory=list)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
-from vllm.exceptions import VLLMServerError
+from vllm.exceptions import VLLMServerError, VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.offline.batch import Batch
 from vllm_batchllm.offline.duplicates import may_share_answer
 from vllm_batchllm.offline.outputs import FailedRequestOutput
+from vllm_batchllm.schedule.limits import problem_of
 
 logger = get_logger(__name__)
 
@@ -84,6 +85,13 @@ class Intake:
                 request_id = str(self.next_id())
                 self.batch.follow(leader_id, request_id, prompt.get("prompt"))
                 return request_id
+        problem = problem_of(
+            len(prompt.get("prompt_token_ids") or ()),
+            getattr(params, "extra_args", None),
+            int(self.batch.before["max_tokens_held"]),
+        )
+        if problem is not None:
+            return self._refuse(prompt.get("prompt"), VLLMValidationError(problem))
         try:
             engine_id = self.add_request(
                 prompt, params, lora_request=lora_request, priority=priority

@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 NUM_LEVELS = 8
 """Levels of the prefix tree that are counted apart."""
 
-GAUGES = ("held_blocks_peak", "hash_block_size", "kv_blocks", "overcommit", "pace")
+GAUGES = (
+    "held_blocks_peak",
+    "hash_block_size",
+    "kv_blocks",
+    "max_tokens_held",
+    "overcommit",
+    "pace",
+)
 """Figures that say how things are, not how much happened."""
 
 
@@ -38,7 +46,8 @@ class ScheduleCounters:
     hit_tokens_by_level: ``admission_hit_tokens`` by level of the prefix tree, the widest shared
         prefix first; the last entry holds all deeper levels.
     hash_block_size: tokens per block hash, the grain of sharing. kv_blocks: KV blocks that
-        requests can hold. overcommit, pace: the tightness of admission now (pace 0: no limit).
+        requests can hold. max_tokens_held: tokens of one request that fit the whole cache; 0 if
+        that is not bounded. overcommit, pace: the tightness of admission now (pace 0: no limit).
     """
 
     num_steps: int = 0
@@ -64,6 +73,7 @@ class ScheduleCounters:
     hit_tokens_by_level: list[int] = field(default_factory=lambda: [0] * NUM_LEVELS)
     hash_block_size: int = 1
     kv_blocks: int = 0
+    max_tokens_held: int = 0
     overcommit: float = 1.0
     pace: float = 0.0
 
@@ -72,14 +82,31 @@ class ScheduleCounters:
         self.num_steps += num_tokens > 0
         self.num_scheduled_tokens += num_tokens
 
-    def admission(self, num_prompt_tokens: int, num_hit_tokens: int, first: bool) -> None:
-        """Count a request that starts to run with ``num_hit_tokens`` tokens already computed."""
+    def admission(
+        self,
+        num_prompt_tokens: int,
+        num_hit_tokens: int,
+        first: bool,
+        levels: Sequence[int] = (),
+    ) -> None:
+        """Count a request that starts to run with ``num_hit_tokens`` tokens already computed.
+
+        ``levels``: block hashes at which its shared prefixes end, the widest first.
+        """
         num_hits = min(num_hit_tokens, num_prompt_tokens)
         self.computed_prompt_tokens += num_prompt_tokens - num_hits
         if first:
             self.num_admitted += 1
             self.prompt_tokens += num_prompt_tokens
             self.admission_hit_tokens += num_hits
+            self._hits_by_level(num_hits, levels)
+
+    def _hits_by_level(self, num_hits: int, levels: Sequence[int]) -> None:
+        start = 0
+        for level, end in enumerate(levels):
+            reached = min(end * self.hash_block_size, num_hits)
+            self.hit_tokens_by_level[min(level, NUM_LEVELS - 1)] += reached - start
+            start = reached
 
     def cut_short(self, num_prompt_tokens: int, num_computed_tokens: int) -> None:
         """Take back the prompt tokens that a stopped prefill will not compute."""

@@ -116,6 +116,18 @@ class AdmissionLine(Generic[R]):
             return self._unhashed.peek()[1]
         return self._walk.peek()
 
+    def levels(self, request: R) -> list[int]:
+        """Blocks at which the shared prefixes of a waiting ``request`` end, the widest first.
+
+        Empty if it is not in the forest.
+        """
+        ends: list[int] = []
+        node = self._forest.node_of(request) if request in self._forest else None
+        while node is not None and node.parent is not None:
+            ends.append(node.end)
+            node = node.parent
+        return ends[::-1]
+
     def remove(self, request: R, *, admitted: bool = False) -> None:
         """Take ``request`` out. Raises KeyError if it does not wait here."""
         if request in self._returned:

@@ -62,6 +62,8 @@ class PrefixGroupQueue(RequestQueue):
         self._returns = count(-1, -1)
         self._num_waiting = 0
         self._head: Request | None = None
+        self.levels: dict[str, list[int]] = {}
+        """Where the shared prefixes of the popped requests end, blocks; for who counts hits."""
         self.plan_s = 0.0
         """Seconds spent on arranging requests so far."""
 
@@ -85,6 +87,7 @@ class PrefixGroupQueue(RequestQueue):
     def pop_request(self) -> Request:
         """Take out and return the request that :meth:`peek_request` shows."""
         request = self.peek_request()
+        self.levels[request.request_id] = self._lines[self._class_of(request)].levels(request)
         self._take(request, admitted=True)
         return request
 

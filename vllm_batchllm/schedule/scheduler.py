@@ -9,14 +9,16 @@ what ``--scheduler batchllm`` names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
@@ -24,12 +26,20 @@ from vllm_batchllm import compat
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.memory.block_pool import installed_pool
+from vllm_batchllm.schedule.admission import Admission, AdmissionOptions
+from vllm_batchllm.schedule.cost_rule import platform_costs
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.feed import CounterFeed
+from vllm_batchllm.schedule.gate import installed_gate
+from vllm_batchllm.schedule.limits import problem_of
 from vllm_batchllm.schedule.order import make_order
 from vllm_batchllm.schedule.queue import PrefixGroupQueue
+from vllm_batchllm.schedule.victims import put_victims_last
 
 logger = get_logger(__name__)
+
+KEEP_ALL_TOKENS = (FullAttentionSpec, MLAAttentionSpec)
+"""KV cache specs of layers that hold every token of a request."""
 
 
 class PrefixGroupMixin(Scheduler):
@@ -50,12 +60,20 @@ class PrefixGroupMixin(Scheduler):
         self._check_async_mode(vllm_config)
         self.batchllm_config = config_of(vllm_config)
         shares_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
-        with installed_pool() if shares_prefixes else nullcontext():
+        with ExitStack() as stack:
+            if shares_prefixes:
+                stack.enter_context(installed_pool())
+                stack.enter_context(installed_gate())
             super().__init__(vllm_config, *args, **kwargs)
         self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
         self.batchllm_feed = CounterFeed()
+        self._told_pacing: bool | None = None
+        self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+        self.batchllm_counters.max_tokens_held = self._max_tokens_held()
+        self.admission = self._make_admission() if shares_prefixes else None
         if shares_prefixes:
             self.waiting = self._make_queue()
+            self.kv_cache_manager.admission = self.admission
         compat.install_counters_utility()
         logger.info(
             "Scheduler: batchllm (%s), order=%s, max_wait_s=%s, policy=%s, hash block=%d tokens%s",
@@ -68,22 +86,70 @@ class PrefixGroupMixin(Scheduler):
         )
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """vLLM's step, with its outcome counted."""
+        """vLLM's step, between the admission's two looks at it, with its outcome counted."""
+        if self.admission is not None:
+            self._begin_step(self.admission)
         output = super().schedule(throttle_prefills)
+        if self.admission is not None:
+            self.admission.worked(
+                output.total_num_scheduled_tokens, len(output.num_scheduled_tokens)
+            )
         self._count(output)
         return output
 
     def batchllm_snapshot(self) -> dict[str, Any]:
-        """The counters so far, as plain numbers."""
+        """The counters so far, as plain values."""
+        counters = self.batchllm_counters
         if isinstance(self.waiting, PrefixGroupQueue):
-            self.batchllm_counters.plan_s = self.waiting.plan_s
-        return self.batchllm_counters.to_dict()
+            counters.plan_s = self.waiting.plan_s
+            pool = self.kv_cache_manager.block_pool
+            counters.num_garbage_blocks = pool.num_blocks_freed_as_garbage
+            counters.num_needed_lost = pool.num_needed_blocks_evicted
+        return counters.to_dict()
+
+    def add_request(self, request: Request) -> None:
+        """vLLM's; a request that can never be served ends with an error at the next step."""
+        super().add_request(request)
+        self._end_if_hopeless(request)
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """vLLM's figures of the step, with what our counters gained since the last one."""
         stats = super().make_stats(*args, **kwargs)
         self.batchllm_feed.load(stats, self.batchllm_snapshot)
         return stats
+
+    def _make_admission(self) -> Admission | None:
+        options = admission_options(self.batchllm_config)
+        if options is None:
+            return None
+        return Admission(
+            self.kv_cache_manager.num_usable_blocks,
+            self.block_size,
+            platform_costs("cpu" if current_platform.is_cpu() else "cuda"),
+            options,
+            counters=self.batchllm_counters,
+            tokens_per_hash=self.hash_block_size,
+        )
+
+    def _begin_step(self, admission: Admission) -> None:
+        known = [request for request in self.running if request.request_id in admission]
+        manager = self.kv_cache_manager
+        admission.step(
+            [request.request_id for request in known],
+            [request.num_tokens + request.num_output_placeholders for request in known],
+            num_waiting=len(self.waiting),
+            num_free_blocks=manager.block_pool.get_num_free_blocks(),
+        )
+        if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
+            put_victims_last(self.running, manager, self.block_size)
+        self._tell_choice(admission)
+
+    def _tell_choice(self, admission: Admission) -> None:
+        """Log what was chosen first, and whenever pacing starts or ends."""
+        is_paced = admission.tightness.pace is not None
+        if admission.has_chosen and is_paced != self._told_pacing:
+            self._told_pacing = is_paced
+            logger.info("Admission: %s", admission.tightness.reason)
 
     def _make_queue(self) -> PrefixGroupQueue:
         return PrefixGroupQueue(
@@ -112,11 +178,17 @@ class PrefixGroupMixin(Scheduler):
             starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
             for request_id in cached.resumed_req_ids:
                 self._count_admission(request_id, starts[request_id])
+        if isinstance(self.waiting, PrefixGroupQueue):
+            self.waiting.levels.clear()
 
     def _count_admission(self, request_id: str, num_hit_tokens: int) -> None:
         request = self.requests[request_id]
+        queue = self.waiting
         self.batchllm_counters.admission(
-            request.num_prompt_tokens, num_hit_tokens, first=request.num_preemptions == 0
+            request.num_prompt_tokens,
+            num_hit_tokens,
+            first=request.num_preemptions == 0,
+            levels=queue.levels.get(request_id, ()) if isinstance(queue, PrefixGroupQueue) else (),
         )
 
     def _preempt_request(
@@ -125,6 +197,28 @@ class PrefixGroupMixin(Scheduler):
         self.batchllm_counters.num_preemptions += 1
         self.batchllm_counters.cut_short(request.num_prompt_tokens, request.num_computed_tokens)
         super()._preempt_request(request, timestamp, drop_stale_output)
+        self._end_if_hopeless(request)
+
+    def _end_if_hopeless(self, request: Request) -> None:
+        """Have vLLM end ``request`` if it would block the queue for ever."""
+        params = request.sampling_params
+        problem = problem_of(
+            request.num_tokens,
+            params.extra_args if params is not None else None,
+            self.batchllm_counters.max_tokens_held,
+        )
+        if problem is not None:
+            logger.warning("request %s ends with an error: %s", request.request_id, problem)
+            self.grammar_compile_error_reqs.add(request.request_id)
+
+    def _max_tokens_held(self) -> int:
+        """Tokens of one request that fit the empty cache; 0 where no layer keeps them all."""
+        specs = [group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups]
+        per_token = sum(1 / spec.block_size for spec in specs if type(spec) in KEEP_ALL_TOKENS)
+        parallel = self.vllm_config.parallel_config
+        if parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size > 1:
+            return 0
+        return int(self.batchllm_counters.kv_blocks / per_token) if per_token else 0
 
 
 class BatchLLMScheduler(PrefixGroupMixin, Scheduler):
@@ -153,3 +247,12 @@ def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
     additional = vllm_config.additional_config
     section = additional.get(SECTION) if isinstance(additional, Mapping) else None
     return BatchLLMConfig.parse(section)
+
+
+def admission_options(config: BatchLLMConfig) -> AdmissionOptions | None:
+    """What ``config`` says about admission; None: as vLLM does."""
+    if config.admission_rule == "stock":
+        return None
+    if config.admission_rule == "threshold":
+        return AdmissionOptions(threshold=config.kv_threshold or 0.9)
+    return AdmissionOptions(config.quantile or 0.8, config.overcommit, config.pace)

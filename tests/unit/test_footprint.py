@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RunningFootprint predicts the blocks that a step-by-step simulation with block ids holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint, common_prefix
+
+Path = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """``path`` is one symbol per hashed block; what lies behind it is the request's own."""
+
+    name: int
+    path: Path
+    num_tokens: int
+    num_remaining: int
+
+    @property
+    def newcomer(self) -> Newcomer:
+        hashes = [self.path[: end + 1] for end in range(len(self.path))]
+        return Newcomer(hashes, self.num_tokens, self.num_remaining)
+
+    def blocks_at(self, step: int, block_size: int) -> set[Any]:
+        if step > self.num_remaining:
+            return set()
+        number = -(-(self.num_tokens + step) // block_size)
+        return {
+            self.path[: at + 1] if at < len(self.path) else ("own", self.name, at)
+            for at in range(number)
+        }
+
+
+def simulate(requests: list[Request], block_size: int) -> list[int]:
+    """Distinct blocks held in this step and each one ahead, until all have finished."""
+    end = max((request.num_remaining for request in requests), default=0)
+    return [
+        len(set().union(*(request.blocks_at(step, block_size) for request in requests)))
+        for step in range(end + 1)
+    ]
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[int, list[Request]]:
+    """A block size, and requests in depth-first order of their paths."""
+    block_size = draw(st.integers(1, 5))
+    paths = draw(st.lists(st.lists(st.integers(0, 1), max_size=6).map(tuple), max_size=12))
+    requests = []
+    for name, path in enumerate(sorted(paths)):
+        tail = draw(st.integers(0 if path else 1, block_size))
+        remaining = draw(st.integers(0, 12))
+        requests.append(Request(name, path, len(path) * block_size + tail, remaining))
+    return block_size, requests
+
+
+@given(batches(), st.integers(0, 15), st.randoms(use_true_random=False))
+def test_the_outlook_is_that_of_a_simulation_with_block_ids(batch, horizon, random) -> None:
+    """Requests come in depth-first order and leave in any: then sharing is exact."""
+    block_size, requests = batch
+    footprint = RunningFootprint(block_size)
+    running: list[Request] = []
+    for request in requests:
+        expected = simulate([*running, request], block_size)
+        outlook = footprint.outlook(request.newcomer)
+        assert outlook.held == expected[0]
+        until, near = horizon, min(horizon, 4)
+        bounded = footprint.outlook(request.newcomer, near=near, until=until)
+        assert bounded.held == expected[0]
+        assert bounded.near == max(expected[: near + 1])
+        assert bounded.peak == max(expected[: until + 1])
+        assert outlook.peak == max(expected) == footprint.future_peak(request.newcomer)
+        if random.random() < 0.8:
+            footprint.add(str(request.name), request.newcomer)
+            running.append(request)
+            assert footprint.outlook() == outlook, "looking ahead differs from admitting"
+            assert footprint.held == outlook.held
+        while running and random.random() < 0.3:
+            footprint.remove(str(running.pop(random.randrange(len(running))).name))
+        assert footprint.future_peak() == max(simulate(running, block_size))
+
+
+@given(batches(), st.randoms(use_true_random=False))
+def test_out_of_order_a_shared_block_may_count_twice_but_never_not_at_all(batch, random) -> None:
+    block_size, requests = batch
+    random.shuffle(requests)
+    footprint = RunningFootprint(block_size)
+    for request in requests:
+        footprint.add(str(request.name), request.newcomer)
+    alone = sum(max(simulate([request], block_size)) for request in requests)
+    assert max(simulate(requests, block_size)) <= footprint.future_peak() <= alone
+
+
+@given(batches(), st.integers(1, 6))
+def test_steps_pass_and_the_peak_ahead_stays_that_of_the_simulation(batch, num_steps) -> None:
+    block_size, requests = batch
+    footprint = RunningFootprint(block_size)
+    for request in requests:
+        footprint.add(str(request.name), request.newcomer)
+    expected = simulate(requests, block_size)
+    for step in range(1, num_steps + 1):
+        for request in requests:
+            if request.num_remaining == step - 1:
+                footprint.remove(str(request.name))
+        alive = [request for request in requests if request.num_remaining >= step]
+        names = [str(request.name) for request in alive]
+        assert footprint.update(names, [r.num_tokens + step for r in alive]) == []
+        assert footprint.future_peak() == max(expected[step:], default=0)
+
+
+def test_a_group_holds_its_prefix_once_and_until_its_last_member_ends() -> None:
+    footprint = RunningFootprint(block_size=10)
+    footprint.add("short", Newcomer(["p", "q", "a"], 30, 5))
+    assert footprint.add("long", Newcomer(["p", "q", "b"], 30, 25)) == 2
+    assert footprint.held == 2 + 1 + 1
+    outlook = footprint.outlook()
+    assert outlook.peak == 3 + 3, "the long one alone: 55 tokens"
+    assert footprint.tokens == 60
+    footprint.remove("short")
+    assert footprint.held == 3
+
+
+def test_who_outgrows_the_prediction_is_named_and_can_be_predicted_anew() -> None:
+    footprint = RunningFootprint(block_size=10)
+    footprint.add("a", Newcomer([], 10, 3))
+    footprint.add("b", Newcomer([], 10, 30))
+    assert footprint.update(["b", "a"], [13, 13]) == []
+    assert footprint.update(["a"], [14]) == ["a"]
+    assert footprint.num_tokens("a") == 14
+    footprint.expect("a", 100)
+    assert footprint.update([], []) == []
+    assert footprint.future_peak() == 12, "114 tokens, long after b has ended"
+
+
+def test_hashes_may_be_finer_than_blocks() -> None:
+    footprint = RunningFootprint(block_size=4, tokens_per_hash=2)
+    footprint.add("a", Newcomer([1, 2, 3, 4, 5], 10, 0))
+    assert footprint.add("b", Newcomer([1, 2, 3, 40, 50], 10, 0)) == 1, "6 tokens: 1 full block"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block_size": 0}, "block_size must be at least 1 token, got 0"),
+        ({"block_size": 4, "tokens_per_hash": 0}, "tokens_per_hash must be at least 1, got 0"),
+    ],
+)
+def test_bad_figures_are_refused(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunningFootprint(**arguments)
+
+
+def test_requests_twice_or_unknown_are_refused() -> None:
+    footprint = RunningFootprint(block_size=4)
+    footprint.add("a", Newcomer([], 4, 1))
+    with pytest.raises(ValueError, match="request a runs already"):
+        footprint.add("a", Newcomer([], 4, 1))
+    for call in (
+        footprint.remove,
+        footprint.num_tokens,
+        lambda name: footprint.update([name], [1]),
+    ):
+        with pytest.raises(KeyError):
+            call("b")
+
+
+@given(st.lists(st.integers(0, 2), max_size=8), st.lists(st.integers(0, 2), max_size=8))
+def test_the_common_prefix_of_chained_hashes(left, right) -> None:
+    chained = [[tuple(path[: end + 1]) for end in range(len(path))] for path in (left, right)]
+    same = 0
+    while same < min(len(left), len(right)) and left[same] == right[same]:
+        same += 1
+    assert common_prefix(*chained) == same

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the request at the head of the queue may start now.
+
+vLLM admits what fits now and pays later, with preemptions. Here two things are asked:
+
+- *peak*: does the memory suffice for as long as the newcomer is expected to run, everybody else
+  growing and ending as expected? What comes after its end it can neither cause nor prevent. The
+  next steps must be sure; later ones are uncertain, a preemption there is rare and late, so the
+  capacity may be overcommitted where idle memory costs more.
+- *pace*: are the requests that run of mixed ages? (``pace.py``)
+
+How strictly, is a question of cost (``cost_rule.py``). With nothing running the head is always
+admitted, so no setting can deadlock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_batchllm.schedule.candidate import Candidate
+from vllm_batchllm.schedule.cost_rule import CostMeter, Costs, Tightness, Workload, choose
+from vllm_batchllm.schedule.counters import ScheduleCounters
+from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint
+from vllm_batchllm.schedule.lengths import Bounds, LengthEstimator
+from vllm_batchllm.schedule.pace import Life, Lives, MeanLife, Pace
+
+Refusal = Literal["memory", "pace", "peak"]
+
+ENOUGH_LIVES = 16
+"""Lives seen before they are planned with: the first member of a group brings its prefix, so
+fewer would make all look large."""
+
+STEPS_PER_CHOICE = 16
+"""Steps between two estimates of the costs, and between two choices by them."""
+
+NEAR_BLOCKS = 1.5
+"""Steps, in blocks of output, in which nothing is overcommitted: what fails there is preempted
+at once, and again after each return."""
+
+GUESS_RESERVE = 0.01
+"""Share of the memory kept free for requests that turn out longer than expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionOptions:
+    """Options of admission, checked by ``BatchLLMConfig``.
+
+    quantile: of the output length, by which requests of unknown length are planned.
+    overcommit: multiple of the capacity that the peak may reach. pace: multiple of the number
+    of requests that pacing aims at, 0 for no pacing. Both None: by the cost rule.
+    threshold: the published rule instead of all this: a request starts while the blocks held,
+    its own included, stay within this share of the capacity (BatchLLM, arXiv 2412.03594: a
+    fixed M_threshold).
+    """
+
+    quantile: float = 0.8
+    overcommit: float | None = None
+    pace: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    """One running request, as it was admitted."""
+
+    candidate: Candidate
+    predicted: int
+    num_own_blocks: int
+    groups: tuple[Hashable, ...]
+
+
+class Admission:
+    """Decides on admissions; told of everything that happens to requests.
+
+    The scheduler calls, in each step: :meth:`step`; then for the head of the queue, as long as
+    the answer is yes, :meth:`may_admit` and :meth:`admitted`; then :meth:`worked`. At any time
+    :meth:`finished` and :meth:`preempted`. A decision is vectorised over the running requests;
+    the waiting queue is never looked at.
+
+    Args:
+        num_blocks: KV blocks that requests can hold.
+        block_size: tokens per block.
+        costs: of a step, to begin with.
+        options: as users set them.
+        counters: where refusals, lengths and blocks held are counted.
+        tokens_per_hash: tokens per block hash, if hashes are finer than blocks.
+        clock: seconds; measures the costs. None keeps ``costs``, for tests and simulation.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        costs: Costs,
+        options: AdmissionOptions | None = None,
+        *,
+        counters: ScheduleCounters | None = None,
+        tokens_per_hash: int | None = None,
+        clock: Callable[[], float] | None = time.perf_counter,
+    ) -> None:
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        self.options = options or AdmissionOptions()
+        self.counters = counters or ScheduleCounters()
+        self.tightness = Tightness(1.0, None, "no request has been planned yet")
+        self.lengths = LengthEstimator()
+        self._num_blocks = self._capacity = num_blocks
+        self._blocks_per_block = 1.0
+        self._block_size = block_size
+        self._footprint = RunningFootprint(block_size, tokens_per_hash=tokens_per_hash)
+        self._running: dict[str, _Running] = {}
+        self._planned, self._lived = Lives(), Lives()
+        self._life: MeanLife | None = None
+        self._pace = Pace()
+        self._meter = CostMeter(costs)
+        self._costs = costs
+        self._clock = clock
+        self._began_s: float | None = None
+        self._work: tuple[int, int, int] | None = None
+        self._refusal: Refusal | None = None
+
+    @property
+    def num_running(self) -> int:
+        """Requests that were admitted and have neither finished nor been preempted."""
+        return len(self._running)
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why admissions of this step have ended; None if they have not."""
+        return self._refusal
+
+    @property
+    def has_chosen(self) -> bool:
+        """Whether enough has been seen to choose :attr:`tightness` by."""
+        return self._life is not None
+
+    @property
+    def costs(self) -> Costs:
+        """What a step costs, as far as it is known."""
+        return self._costs
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._running
+
+    def step(
+        self,
+        request_ids: Sequence[str],
+        num_tokens: Sequence[int],
+        *,
+        num_waiting: int,
+        num_free_blocks: int,
+    ) -> None:
+        """A step begins. ``num_tokens``: prompt and output of each running request so far."""
+        self._measure(anything_running=bool(request_ids))
+        self._refusal = None
+        for request_id in self._footprint.update(request_ids, num_tokens):
+            self._predict_again(request_id)
+        self._count_blocks(self._num_blocks - num_free_blocks)
+        self._tighten(num_waiting)
+
+    def may_admit(self, candidate: Candidate, *, anything_running: bool = True) -> bool:
+        """Whether ``candidate`` may start in this step; False ends the step's admissions.
+
+        Always True if nothing runs. Why not is in :attr:`refusal`.
+        """
+        if self._refusal is None and anything_running and self._running:
+            self._refusal = self._judge(candidate)
+            if self._refusal is not None:
+                self._count_refusal(self._refusal)
+        return self._refusal is None
+
+    def no_memory(self) -> None:
+        """vLLM itself found no room for a request that :meth:`may_admit` let pass."""
+        self._refusal = "memory"
+        self._count_refusal("memory")
+
+    def admitted(self, candidate: Candidate) -> None:
+        """``candidate`` has started. Without effect if it runs already."""
+        if candidate.request_id in self._running:
+            return
+        groups = candidate.groups()
+        predicted = self._predict(candidate, groups, candidate.num_generated)
+        num_steps = max(predicted - candidate.num_generated, 1)
+        newcomer = Newcomer(candidate.hashes, candidate.num_tokens, num_steps - 1)
+        num_shared = self._footprint.add(candidate.request_id, newcomer)
+        num_own = -(-candidate.num_tokens // self._block_size) - num_shared
+        self._running[candidate.request_id] = _Running(candidate, predicted, num_own, groups)
+        # A guess would make all lives look alike, and be paced as if they were.
+        if candidate.length_known:
+            life = Life.of(num_own, candidate.num_tokens, num_steps, self._block_size)
+            self._planned.add(life)
+
+    def finished(self, request_id: str, num_generated: int, *, learn: bool = True) -> None:
+        """A request has ended with ``num_generated`` output tokens; unknown ids are ignored.
+
+        ``learn``: False if it was aborted, so that its length says nothing.
+        """
+        running = self._forget(request_id)
+        if running is None or not learn:
+            return
+        candidate, counters = running.candidate, self.counters
+        counters.num_lengths += 1
+        counters.predicted_tokens += running.predicted
+        counters.real_tokens += num_generated
+        counters.length_error_tokens += abs(running.predicted - num_generated)
+        if not candidate.length_known:
+            self.lengths.learn(running.groups, num_generated)
+        num_steps = num_generated - candidate.num_generated
+        life = Life.of(running.num_own_blocks, candidate.num_tokens, num_steps, self._block_size)
+        self._lived.add(life)
+
+    def preempted(self, request_id: str) -> None:
+        """A request was sent back to wait; unknown ids are ignored."""
+        self._forget(request_id)
+
+    def worked(self, num_tokens: int, num_requests: int) -> None:
+        """The step was put together: so many tokens, of so many requests."""
+        self._work = (max(num_tokens - num_requests, 0), num_requests, self._footprint.tokens)
+
+    def check_integrity(self, running_ids: set[str]) -> None:
+        """Raise AssertionError unless exactly ``running_ids`` are known to run. O(n)."""
+        assert set(self._running) == running_ids, "admission and scheduler disagree on who runs"
+        assert len(self._footprint) == len(running_ids), "the footprint lost a request"
+        assert all(request_id in self._footprint for request_id in running_ids)
+
+    def _judge(self, candidate: Candidate) -> Refusal | None:
+        threshold = self.options.threshold
+        if threshold is not None:
+            held = self._footprint.outlook(self._newcomer(candidate, 0), until=0).held
+            return "peak" if held > threshold * self._capacity else None
+        if not candidate.num_generated and len(self._running) + 1 > self._pace.max_running:
+            return "pace"
+        predicted = self._predict(candidate, candidate.groups(), candidate.num_generated)
+        num_steps = max(predicted - candidate.num_generated, 1)
+        newcomer = self._newcomer(candidate, num_steps - 1)
+        near = int(NEAR_BLOCKS * self._block_size)
+        outlook = self._footprint.outlook(newcomer, near=near, until=num_steps)
+        reserve = 0.0 if candidate.length_known else GUESS_RESERVE
+        is_near_full = outlook.near > self._capacity * (1.0 - reserve)
+        if is_near_full or outlook.peak > self._capacity * self.tightness.overcommit:
+            self._pace.peak_refused()
+            return "peak"
+        return None
+
+    def _newcomer(self, candidate: Candidate, num_remaining: int) -> Newcomer:
+        return Newcomer(candidate.hashes, candidate.num_tokens, num_remaining)
+
+    def _predict(
+        self, candidate: Candidate, groups: tuple[Hashable, ...], num_generated: int
+    ) -> int:
+        if candidate.length_known:
+            return candidate.max_tokens
+        bounds = Bounds(candidate.max_tokens, num_generated, candidate.hint)
+        return self.lengths.predict(groups, self.options.quantile, bounds)
+
+    def _predict_again(self, request_id: str) -> None:
+        running = self._running[request_id]
+        num_tokens = self._footprint.num_tokens(request_id)
+        num_generated = num_tokens - running.candidate.num_prompt_tokens
+        predicted = self._predict(running.candidate, running.groups, num_generated)
+        self._footprint.expect(request_id, max(predicted - num_generated - 1, 0))
+
+    def _forget(self, request_id: str) -> _Running | None:
+        running = self._running.pop(request_id, None)
+        if running is not None:
+            self._footprint.remove(request_id)
+        return running
+
+    def _tighten(self, num_waiting: int) -> None:
+        """Choose anew, now and then, or as soon as there is something to choose by."""
+        lives = self._lived if len(self._lived) >= ENOUGH_LIVES else self._planned
+        is_time = self._life is None or not self.counters.num_memory_steps % STEPS_PER_CHOICE
+        if len(lives) >= ENOUGH_LIVES and is_time:
+            self._life = lives.mean()
+            assert self._life is not None
+            is_paced = math.isfinite(self._pace.max_running)
+            workload = Workload(self._capacity, self._block_size, num_waiting, self._life, is_paced)
+            self.tightness = self._by_hand(choose(self._costs, workload))
+        self.counters.overcommit = self.tightness.overcommit
+        self.counters.pace = self.tightness.pace or 0.0
+        if self.tightness.pace is None or self._life is None:
+            self._pace.stop()
+        else:
+            self._pace.step(self._capacity, self._life, self.tightness.pace)
+
+    def _by_hand(self, chosen: Tightness) -> Tightness:
+        """``chosen``, with what the user has fixed."""
+        overcommit, pace, reason = chosen.overcommit, chosen.pace, chosen.reason
+        if self.options.overcommit is not None:
+            overcommit = self.options.overcommit
+            reason = f"overcommit {overcommit:g} as set; {reason}"
+        if self.options.pace is not None:
+            pace = self.options.pace or None
+            reason = f"pace {self.options.pace:g} as set; {reason}"
+        return Tightness(overcommit, pace, reason)
+
+    def _measure(self, anything_running: bool) -> None:
+        """Learn from the time since the last step, unless the engine was idle in between."""
+        if self._clock is None:
+            return
+        now_s = self._clock()
+        if self._began_s is not None and self._work is not None and anything_running:
+            self._meter.observe(now_s - self._began_s, *self._work)
+            if self._meter.num_steps % STEPS_PER_CHOICE == 0:
+                self._costs = self._meter.costs()
+        self._began_s, self._work = now_s, None
+
+    def _count_blocks(self, held: int) -> None:
+        """Compare the blocks held with what is known of them, and keep the books.
+
+        Where a model has several KV cache groups, a block of tokens takes several blocks; how
+        many is read off the pool.
+        """
+        counters = self.counters
+        counters.num_memory_steps += 1
+        counters.held_blocks += held
+        counters.held_blocks_peak = max(counters.held_blocks_peak, held)
+        expected = self._footprint.held
+        if expected:
+            self._blocks_per_block += 0.1 * (held / expected - self._blocks_per_block)
+            self._capacity = int(self._num_blocks / max(self._blocks_per_block, 1.0))
+
+    def _count_refusal(self, refusal: Refusal) -> None:
+        name = f"refused_{refusal}"
+        setattr(self.counters, name, getattr(self.counters, name) + 1)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How tightly to fill the memory, decided by what it costs.
+
+Two errors are possible. Admit too little, and memory lies idle: the same work takes more
+steps, and each step costs a fixed time whatever it does. Admit too much, and a running request
+is sent back to wait: its tokens go through the model again. Which one is dearer depends on the
+platform and the workload, so both are put into seconds and compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from vllm_batchllm.schedule.pace import MeanLife, num_cohorts
+
+MAX_OVERCOMMIT = 1.2
+"""Beyond this, trials gained no more steps."""
+
+EVEN_SPREAD = 0.25
+"""Lives that differ by more (standard deviation / mean) even out their ages by themselves."""
+
+RECOMPUTED_PER_RECLAIMED = 2.0
+"""Tokens recomputed per token of KV that preemptions give back, as trials showed: a victim's
+last block is never full, and it may be preempted again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a step costs, seconds.
+
+    step_s: whatever it does. prefill_s: per prompt token. decode_s: per request that produces
+    a token. kv_s: per token of KV that decoding reads.
+    """
+
+    step_s: float
+    prefill_s: float
+    decode_s: float = 0.0
+    kv_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field.name} must be 0 seconds or more, got {value}")
+
+    def of_step(self, num_prefill: int, num_decode: int, num_kv: int) -> float:
+        """Seconds of one step."""
+        return (
+            self.step_s
+            + num_prefill * self.prefill_s
+            + num_decode * self.decode_s
+            + num_kv * self.kv_s
+        )
+
+
+PLATFORM_COSTS = {
+    "cpu": Costs(step_s=1.3e-2, prefill_s=4.2e-5, decode_s=1.2e-4),
+    "cuda": Costs(step_s=1e-2, prefill_s=8e-5, decode_s=2e-5, kv_s=8e-8),
+}
+"""Starting points until enough has been measured: a small model on two cores (least squares over
+the runs in ``benchmarks/results/cpu-2-cores``), and an 8B model on one data-centre GPU (weights
+read once a step; 16 GFLOP a token)."""
+
+
+def platform_costs(platform: str) -> Costs:
+    """Costs to begin with. Raises ValueError that lists the known platforms."""
+    try:
+        return PLATFORM_COSTS[platform]
+    except KeyError:
+        known = ", ".join(PLATFORM_COSTS)
+        raise ValueError(f"no costs for platform {platform!r}; known: {known}") from None
+
+
+class CostMeter:
+    """Learns :class:`Costs` from the steps that were run.
+
+    Least squares over (1, prefill tokens, decodes, KV tokens read), drawn to the platform's
+    costs as if those had been seen in ``prior_steps`` steps. Old steps fade away.
+    """
+
+    _TYPICAL = np.array([1.0, 256.0, 32.0, 16384.0])
+
+    def __init__(self, prior: Costs, prior_steps: float = 20.0, memory_steps: int = 1000) -> None:
+        self._prior = np.array([prior.step_s, prior.prefill_s, prior.decode_s, prior.kv_s])
+        self._prior_matrix = np.diag(prior_steps * self._TYPICAL**2)
+        self._keep = 1.0 - 1.0 / memory_steps
+        self._matrix = np.zeros((4, 4))
+        self._vector = np.zeros(4)
+        self.num_steps = 0
+
+    def observe(self, seconds: float, num_prefill: int, num_decode: int, num_kv: int) -> None:
+        """A step took ``seconds``. A pause (ten times what was expected) is cut down."""
+        if not seconds > 0:
+            return
+        row = np.array([1.0, num_prefill, num_decode, num_kv])
+        if self.num_steps >= 20:
+            seconds = min(seconds, 10.0 * float(row @ self._solve()))
+        self._matrix = self._keep * self._matrix + np.outer(row, row)
+        self._vector = self._keep * self._vector + seconds * row
+        self.num_steps += 1
+
+    def costs(self) -> Costs:
+        """The best estimate so far; none of the figures is negative."""
+        return Costs(*map(float, self._solve()))
+
+    def _solve(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        matrix = self._matrix + self._prior_matrix
+        vector = self._vector + self._prior_matrix @ self._prior
+        free = np.ones(4, dtype=bool)
+        solution = np.zeros(4)
+        while free.any():
+            solution[:] = 0.0
+            solution[free] = np.linalg.solve(matrix[np.ix_(free, free)], vector[free])
+            if (solution >= 0).all():
+                break
+            free &= solution > 0
+        return solution
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is known of the work at hand.
+
+    capacity_blocks: KV blocks there are. block_size: tokens in one. num_waiting: requests to
+    come. life: means over the latest lives; None if there were none. pacing: whether starts
+    are being paced now.
+    """
+
+    capacity_blocks: int
+    block_size: int
+    num_waiting: int
+    life: MeanLife | None
+    pacing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tightness:
+    """What was chosen, and why.
+
+    overcommit: the far future peak may reach this multiple of the capacity. pace: multiple of
+    the steady rate at which requests start, or None for no limit.
+    """
+
+    overcommit: float
+    pace: float | None
+    reason: str
+
+
+def choose(costs: Costs, workload: Workload) -> Tightness:
+    """The tightness with the least expected time."""
+    overcommit, why_overcommit = _choose_overcommit(costs, workload)
+    pace, why_pace = _choose_pace(workload)
+    return Tightness(overcommit, pace, f"{why_overcommit}; {why_pace}")
+
+
+def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
+    """Fill idle memory, if the steps saved are worth more than the tokens recomputed.
+
+    In the time of one life, filling a share x more of the memory saves a share x of the steps,
+    and preemptions must then give back a share x of the memory.
+    """
+    life = workload.life
+    if life is None:
+        return 1.0, "overcommit 1: no lives seen"
+    saved_s = life.holding_steps * costs.step_s
+    capacity_tokens = workload.capacity_blocks * workload.block_size
+    lost_s = RECOMPUTED_PER_RECLAIMED * capacity_tokens * costs.prefill_s
+    ratio = saved_s / lost_s if lost_s else math.inf
+    overcommit = min(max(1.0, ratio), MAX_OVERCOMMIT)
+    return overcommit, (
+        f"overcommit {overcommit:.2f}: a life's steps cost {saved_s:.3g} s, "
+        f"computing the cache again {lost_s:.3g} s"
+    )
+
+
+def _choose_pace(workload: Workload) -> tuple[float | None, str]:
+    """Pace starts, if even ages save more steps than filling slowly costs.
+
+    Lockstep: one life per memory full of requests at their full size. Paced: the steady rate,
+    and one life until the first wave has come to its end.
+    """
+    life = workload.life
+    if life is None or workload.num_waiting == 0:
+        return None, "no pace: nothing to plan with"
+    if life.spread > EVEN_SPREAD:
+        return None, f"no pace: lives spread by {life.spread:.2f} of their mean"
+    even = workload.capacity_blocks / max(life.blocks, 1e-6)
+    waves = workload.num_waiting / even
+    if workload.pacing:
+        if waves >= LAST_WAVE:
+            return 1.0, f"paced: {waves:.1f} waves to come"
+        return None, "no pace: the last wave"
+    lockstep = waves * (life.full_blocks / life.blocks - 1.0)
+    ramp = (1.0 - 1.0 / num_cohorts(life)) / 2.0
+    if ramp < lockstep:
+        return 1.0, f"paced: filling takes {ramp:.2f} lives, lockstep {lockstep:.2f}"
+    return None, f"no pace: filling takes {ramp:.2f} lives, lockstep {lockstep:.2f}"
+
+
+LAST_WAVE = 1.0

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many KV blocks the running requests hold, now and until all of them have finished.
+
+Whether a request *fits now* says little: all that run grow with every token, and blocks come
+back only when somebody finishes. What counts is the highest point ahead (the Past-Future rule
+of LightLLM), in physical blocks, with a block that several requests share counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vllm_batchllm.schedule.shared_runs import Ints, SharedRuns, blocks_held, with_room
+
+_SERIAL, _TOKENS, _FINAL, _SHARED = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A request that may be admitted.
+
+    hashes: its chained block hashes; kept by reference while it runs.
+    num_tokens: tokens it holds in its first step, without cached blocks taken off.
+    num_remaining: steps it runs behind the first one, one token each.
+    """
+
+    hashes: Sequence[Any]
+    num_tokens: int
+    num_remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Physical blocks held by the running requests.
+
+    held: in this step. near, peak: at the highest point in so many steps ahead.
+    """
+
+    held: int
+    near: int
+    peak: int
+
+
+class RunningFootprint:
+    """Blocks held by the running requests, predicted until the last of them has finished.
+
+    Exact if remaining lengths are right and a request shares blocks only through its
+    neighbours in order of admission; otherwise a shared block may be counted twice, so the
+    prediction is never too low for that reason.
+
+    Args:
+        block_size: tokens per block.
+        tokens_per_hash: tokens per block hash, if hashes are finer than blocks.
+
+    Adding costs O(log blocks) comparisons of hashes, everything else vectorised O(n) or, for
+    the outlook, O(n log n + n * block_size).
+
+    Raises:
+        ValueError: a figure below 1.
+    """
+
+    def __init__(self, block_size: int, *, tokens_per_hash: int | None = None) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1 token, got {block_size}")
+        if tokens_per_hash is not None and tokens_per_hash < 1:
+            raise ValueError(f"tokens_per_hash must be at least 1, got {tokens_per_hash}")
+        self._block_size = block_size
+        self._tokens_per_hash = block_size if tokens_per_hash is None else tokens_per_hash
+        self._hashes: list[Sequence[Any]] = []
+        self._ids: list[str] = []
+        self._serial_of: dict[str, int] = {}
+        self._next_serial = 0
+        self._requests: Ints = np.empty((4, 64), np.int64)
+        self._num_requests = 0
+        self._runs = SharedRuns()
+
+    def __len__(self) -> int:
+        return self._num_requests
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._serial_of
+
+    def add(self, request_id: str, newcomer: Newcomer) -> int:
+        """Record an admission; return the number of blocks it shares with those that run.
+
+        Raises:
+            ValueError: ``request_id`` runs already.
+        """
+        if request_id in self._serial_of:
+            raise ValueError(f"request {request_id} runs already")
+        shared = self._blocks_shared_with_last(newcomer.hashes)
+        serial = self._next_serial
+        self._next_serial += 1
+        if shared:
+            last = self._num_requests - 1
+            neighbour, covered = map(int, self._requests[[_SERIAL, _SHARED], last])
+            if self._runs.join(serial, shared, neighbour, covered):
+                self._requests[_SHARED, last] = shared
+        self._serial_of[request_id] = serial
+        self._hashes.append(newcomer.hashes)
+        self._ids.append(request_id)
+        self._requests = with_room(self._requests, self._num_requests)
+        row = (serial, newcomer.num_tokens, newcomer.num_tokens + newcomer.num_remaining, shared)
+        self._requests[:, self._num_requests] = row
+        self._num_requests += 1
+        return shared
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request that finished or was preempted. Raises KeyError if unknown."""
+        at = self._position(request_id)
+        del self._serial_of[request_id]
+        del self._hashes[at], self._ids[at]
+        rows, end = self._requests, self._num_requests
+        rows[:, at : end - 1] = rows[:, at + 1 : end]
+        self._num_requests = end - 1
+        self._runs.drop_ended(self._live(_SERIAL))
+
+    def update(self, request_ids: Sequence[str], num_tokens: Sequence[int]) -> list[str]:
+        """Set the tokens that running requests hold in this step.
+
+        Returns those that have outgrown their prediction; they count as ending with this step
+        until :meth:`expect` knows better. Raises KeyError if one is unknown.
+        """
+        serials = [self._serial_of[request_id] for request_id in request_ids]
+        at = np.searchsorted(self._live(_SERIAL), np.asarray(serials, np.int64))
+        self._requests[_TOKENS, at] = num_tokens
+        outgrown = np.flatnonzero(self._live(_TOKENS) > self._live(_FINAL))
+        return [self._ids[position] for position in outgrown]
+
+    def expect(self, request_id: str, num_remaining: int) -> None:
+        """Predict anew that ``request_id`` runs for ``num_remaining`` steps behind this one."""
+        at = self._position(request_id)
+        self._requests[_FINAL, at] = self._requests[_TOKENS, at] + num_remaining
+
+    def outlook(
+        self, newcomer: Newcomer | None = None, *, near: int = 0, until: int | None = None
+    ) -> Outlook:
+        """Blocks held now and ahead, with ``newcomer`` admitted if there is one.
+
+        ``near`` and ``until``: steps that count for the two high points; None: all of them,
+        until the last request has finished.
+        """
+        requests = self._requests[:, : self._num_requests]
+        remaining = np.maximum(requests[_FINAL] - requests[_TOKENS], 0)
+        sizes, ends = self._runs.sizes_and_ends(requests[_SERIAL], remaining)
+        if newcomer is not None:
+            requests, sizes, ends = self._with(newcomer, requests, remaining, sizes, ends)
+            remaining = np.append(remaining, newcomer.num_remaining)
+        if not len(remaining):
+            return Outlook(0, 0, 0)
+        order = np.argsort(-remaining)
+        ending = remaining[order]
+        longest = int(ending[0])
+        last = longest if until is None else min(max(until, near), longest)
+        times = np.append(ending[ending <= last], (last, min(near, longest), 0))
+        num_alive = np.searchsorted(-ending, -times, side="right")
+        held = self._private_blocks(
+            requests[_TOKENS, order], requests[_SHARED, order], times, num_alive
+        )
+        held += blocks_held(sizes, ends, times)
+        return Outlook(int(held[-1]), int(held[times <= near].max()), int(held.max()))
+
+    @property
+    def held(self) -> int:
+        """Blocks held in this step, as far as is known."""
+        own = -(-self._live(_TOKENS) // self._block_size) - self._live(_SHARED)
+        return int(own.sum()) + self._runs.num_blocks
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all running requests, shared ones counted as often as they are shared."""
+        return int(self._live(_TOKENS).sum())
+
+    def num_tokens(self, request_id: str) -> int:
+        """Tokens that ``request_id`` holds in this step. Raises KeyError if unknown."""
+        return int(self._requests[_TOKENS, self._position(request_id)])
+
+    def future_peak(self, newcomer: Newcomer | None = None) -> int:
+        """The highest point of :meth:`outlook`, in blocks."""
+        return self.outlook(newcomer).peak
+
+    def _private_blocks(self, tokens: Ints, shared: Ints, times: Ints, num_alive: Ints) -> Ints:
+        """Blocks behind the shared ones, at each of ``times``, of the first ``num_alive``.
+
+        A request with ``n = a * size + b + 1`` tokens holds ``a + 1 + (b + t) // size`` blocks
+        ``t`` steps later, which is ``a + 1 + t // size``, and one more if ``b + t % size``
+        reaches the size. How many do is read from cumulative counts by ``b``.
+        """
+        size = self._block_size
+        whole, rest = (tokens - 1) // size, (tokens - 1) % size
+        reaching = np.zeros((len(tokens), size + 1), np.int32)
+        reaching[np.arange(len(tokens)), size - rest] = 1
+        np.cumsum(reaching, axis=1, out=reaching)
+        np.cumsum(reaching, axis=0, out=reaching)
+        base = np.cumsum(whole + 1 - shared)
+        last = num_alive - 1
+        held: Ints = base[last] + num_alive * (times // size) + reaching[last, times % size]
+        return held
+
+    def _with(
+        self, newcomer: Newcomer, requests: Ints, remaining: Ints, sizes: Ints, ends: Ints
+    ) -> tuple[Ints, Ints, Ints]:
+        """Requests, and sizes and ends of runs, as they would be with ``newcomer`` admitted."""
+        shared = self._blocks_shared_with_last(newcomer.hashes)
+        row = np.array([[-1], [newcomer.num_tokens], [-1], [shared]])
+        requests = np.concatenate((requests, row), axis=1)
+        if shared:
+            serial, covered = map(int, requests[[_SERIAL, _SHARED], -2])
+            neighbour = (serial, covered, int(remaining[-1]))
+            sizes, ends, requests[_SHARED, -2] = self._runs.with_newcomer(
+                sizes, ends, shared, neighbour, newcomer.num_remaining
+            )
+        return requests, sizes, ends
+
+    def _blocks_shared_with_last(self, hashes: Sequence[Any]) -> int:
+        if not self._hashes:
+            return 0
+        num_hashes = common_prefix(self._hashes[-1], hashes)
+        return num_hashes * self._tokens_per_hash // self._block_size
+
+    def _position(self, request_id: str) -> int:
+        return int(np.searchsorted(self._live(_SERIAL), self._serial_of[request_id]))
+
+    def _live(self, column: int) -> Ints:
+        return self._requests[column, : self._num_requests]
+
+
+def common_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """Number of leading blocks that two chained hash lists share, by binary search."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high) // 2
+        if left[middle] == right[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many requests may run, so that their ages stay mixed.
+
+Requests that start together are small together and large together: memory lies idle while
+they are young, so that it holds them when they are old. If every age is present at any time,
+memory stays full, and it holds capacity / (mean blocks held over a life) requests: Little's law.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+MAX_COHORTS = 8
+"""Cohorts to a life at most; more would not be more even, and start more slowly."""
+
+FULL_SHARE, MIN_SHARE, SHARE_STEP = 0.97, 0.8, 0.05
+"""Share of the ideal number of requests that pacing aims at: at first, at least, and what it is
+lowered by. Chosen on the scheduler ring (512/64 tokens, outputs of 96 and 250)."""
+
+PEAKS_ALLOWED = 0.05
+"""Share of steps that may end at the future peak before the pace counts as too high."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What one request takes from the KV cache, from admission to end.
+
+    steps: it runs. block_steps: blocks held, summed over these steps; blocks shared with
+    requests admitted before it are theirs. full_blocks: blocks held in the last step. grown_blocks: of these,
+    taken after the first step.
+    """
+
+    steps: int
+    block_steps: float
+    full_blocks: int
+    grown_blocks: int
+
+    @classmethod
+    def of(cls, num_prompt_blocks: int, num_prompt_tokens: int, steps: int, size: int) -> Life:
+        """The life of a request that brings ``num_prompt_blocks`` blocks of its own.
+
+        It holds ``num_prompt_tokens`` tokens at first, and one more in each of its ``steps``;
+        ``size`` is the block size, tokens.
+        """
+        steps = max(steps, 1)
+        grown = _ceil_sum(num_prompt_tokens + steps - 1, size)
+        grown -= _ceil_sum(num_prompt_tokens - 1, size)
+        held_first = -(-num_prompt_tokens // size)
+        block_steps = grown - steps * (held_first - num_prompt_blocks)
+        full = -(-(num_prompt_tokens + steps - 1) // size) - held_first + num_prompt_blocks
+        return cls(steps, float(block_steps), full, full - num_prompt_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanLife:
+    """Means over many lives.
+
+    steps: a life lasts. blocks: held in a step, over a life. full_blocks: held at its end.
+    grown_blocks: of those, taken after the first step. spread: standard deviation of a life / its mean. holding_steps: mean life, each weighted
+    by the block-steps it takes: how long those live that fill the memory.
+    """
+
+    steps: float
+    blocks: float
+    full_blocks: float
+    grown_blocks: float
+    spread: float
+    holding_steps: float
+
+
+class Lives:
+    """Means over the latest ``window`` lives. O(1) each."""
+
+    def __init__(self, window: int = 256) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1 life, got {window}")
+        self._latest: deque[Life] = deque()
+        self._window = window
+        self._sums = [0.0] * 6
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+    def add(self, life: Life) -> None:
+        """Count ``life``, and forget the oldest one if the window is full."""
+        self._latest.append(life)
+        self._count(life, 1)
+        if len(self._latest) > self._window:
+            self._count(self._latest.popleft(), -1)
+
+    def mean(self) -> MeanLife | None:
+        """The means; None before there is any life."""
+        if not self._latest:
+            return None
+        number = len(self._latest)
+        steps, squares, block_steps, full, grown, holding = self._sums
+        mean = steps / number
+        variance = max(squares / number - mean * mean, 0.0)
+        return MeanLife(
+            steps=mean,
+            blocks=block_steps / steps,
+            full_blocks=full / number,
+            grown_blocks=grown / number,
+            spread=math.sqrt(variance) / mean,
+            holding_steps=holding / block_steps if block_steps else mean,
+        )
+
+    def _count(self, life: Life, sign: int) -> None:
+        values = (
+            life.steps,
+            life.steps**2,
+            life.block_steps,
+            life.full_blocks,
+            life.grown_blocks,
+            life.block_steps * life.steps,
+        )
+        for at, value in enumerate(values):
+            self._sums[at] += sign * value
+
+
+class Pace:
+    """How many requests may run, so that those that do are of mixed ages.
+
+    The number grows over one life, a cohort at a time, to what the memory holds of requests of
+    mixed ages; from then on a request starts when one ends, and ages stay mixed. What a request
+    holds grows by whole blocks, so one cohort for each block it grows by is as even as starts
+    spread over every step, and fills the memory sooner.
+
+    Ages never pack perfectly. Where the future peak keeps ending admissions, the number was too
+    high, and it is lowered once a life: admissions that wait for the peak come in waves, which
+    is what pacing is there to avoid.
+
+    Time is counted in steps; nothing here reads a clock.
+    """
+
+    def __init__(self) -> None:
+        self._share = FULL_SHARE
+        self._max_running = math.inf
+        self._num_steps = 0
+        self._num_steps_of_life = 0
+        self._num_peaks = 0
+
+    @property
+    def max_running(self) -> float:
+        """Requests that may run now; infinite while pacing is off."""
+        return self._max_running
+
+    def step(self, capacity_blocks: float, life: MeanLife, pace: float) -> None:
+        """A paced step has begun; ``pace`` multiplies the number of requests."""
+        self._num_steps += 1
+        self._num_steps_of_life += 1
+        if self._num_steps_of_life >= life.steps:
+            self._end_life()
+        number = num_cohorts(life)
+        cohort = 1 + int(self._num_steps * number / life.steps)
+        even = capacity_blocks / max(life.blocks, 1e-6)
+        self._max_running = self._share * pace * even * min(cohort / number, 1.0)
+
+    def peak_refused(self) -> None:
+        """Admissions of this step ended at the future peak."""
+        self._num_peaks += 1
+
+    def stop(self) -> None:
+        """Pacing is off; the next time it begins with the first cohort again."""
+        self._max_running = math.inf
+        self._num_steps = self._num_steps_of_life = self._num_peaks = 0
+
+    def _end_life(self) -> None:
+        if self._num_peaks > PEAKS_ALLOWED * self._num_steps_of_life:
+            self._share = max(self._share - SHARE_STEP, MIN_SHARE)
+        self._num_steps_of_life = self._num_peaks = 0
+
+
+def num_cohorts(life: MeanLife) -> int:
+    """One cohort for each block that a request grows by, within bounds."""
+    return min(max(round(life.grown_blocks), 1), MAX_COHORTS)
+
+
+def _ceil_sum(last: int, size: int) -> int:
+    """Sum of ceil(n / size) over n = 1 .. last."""
+    whole, rest = divmod(max(last, 0), size)
+    return size * whole * (whole + 1) // 2 + rest * (whole + 1)
