@@ -89,10 +89,10 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "skewed-output": Workload(
         build=skewed_output,
-        num_requests=384,
+        num_requests=1024,
         description="512/64, degree 8, 90 % output 16 and 10 % output 400, lengths unknown, "
-        "24,000 tokens of KV, scale 1",
-        kv_blocks=750,
+        "KV for 12 full requests (11,904 tokens), scale 1",
+        kv_blocks=372,
         scales=False,
         lengths_known=False,
     ),

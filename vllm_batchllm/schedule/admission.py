@@ -106,9 +106,9 @@ class Admission:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
         self.options = options or AdmissionOptions()
         self.counters = counters or ScheduleCounters()
-        self.tightness = Tightness(1.0, None, "no request has been planned yet")
+        self.tightness = self._by_hand(Tightness(1.0, None, "nothing to choose by yet"))
         self.lengths = LengthEstimator()
-        self._num_blocks = self._capacity = num_blocks
+        self.num_blocks = self._capacity = num_blocks
         self._blocks_per_block = 1.0
         self._block_size = block_size
         self._footprint = RunningFootprint(block_size, tokens_per_hash=tokens_per_hash)
@@ -159,7 +159,7 @@ class Admission:
         self._refusal = None
         for request_id in self._footprint.update(request_ids, num_tokens):
             self._predict_again(request_id)
-        self._count_blocks(self._num_blocks - num_free_blocks)
+        self._count_blocks(self.num_blocks - num_free_blocks)
         self._tighten(num_waiting)
 
     def may_admit(self, candidate: Candidate, *, anything_running: bool = True) -> bool:
@@ -322,7 +322,7 @@ class Admission:
         expected = self._footprint.held
         if expected:
             self._blocks_per_block += 0.1 * (held / expected - self._blocks_per_block)
-            self._capacity = int(self._num_blocks / max(self._blocks_per_block, 1.0))
+            self._capacity = int(self.num_blocks / max(self._blocks_per_block, 1.0))
 
     def _count_refusal(self, refusal: Refusal) -> None:
         name = f"refused_{refusal}"

@@ -22,6 +22,9 @@ MAX_OVERCOMMIT = 1.2
 EVEN_SPREAD = 0.25
 """Lives that differ by more (standard deviation / mean) even out their ages by themselves."""
 
+LAST_WAVE = 1.0
+"""Pacing ends when no more wait than the memory holds: those may be large together."""
+
 RECOMPUTED_PER_RECLAIMED = 2.0
 """Tokens recomputed per token of KV that preemptions give back, as trials showed: a victim's
 last block is never full, and it may be preempted again."""
@@ -177,10 +180,10 @@ def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
 
 
 def _choose_pace(workload: Workload) -> tuple[float | None, str]:
-    """Pace starts, if even ages save more steps than filling slowly costs.
+    """Pace starts, if mixed ages save more steps than filling the memory slowly costs.
 
-    Lockstep: one life per memory full of requests at their full size. Paced: the steady rate,
-    and one life until the first wave has come to its end.
+    In lives: lockstep loses the difference between full and mean size in every wave; pacing
+    loses half of the memory on average until the last cohort has come.
     """
     life = workload.life
     if life is None or workload.num_waiting == 0:
@@ -198,6 +201,3 @@ def _choose_pace(workload: Workload) -> tuple[float | None, str]:
     if ramp < lockstep:
         return 1.0, f"paced: filling takes {ramp:.2f} lives, lockstep {lockstep:.2f}"
     return None, f"no pace: filling takes {ramp:.2f} lives, lockstep {lockstep:.2f}"
-
-
-LAST_WAVE = 1.0

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Admission on real schedulers: preemptions avoided, nobody stuck, nobody lost."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from fake_engine import (
+    make_requests,
+    make_scheduler,
+    make_vllm_config,
+    model_output,
+    run_overlapped,
+)
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched import scheduler as scheduler_module
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import FinishReason
+from vllm.v1.request import Request
+
+from vllm_batchllm.schedule.gate import GatedKVCacheManager, length_is_known
+from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
+from vllm_batchllm.schedule.victims import num_own_blocks
+
+STOP = 999
+
+
+def documents(num_groups: int = 12, members: int = 8) -> list[list[int]]:
+    """Documents of four blocks of 16, each with questions of its own."""
+    rng = random.Random(3)
+    return [
+        [group + 1] * 64 + [rng.randrange(20, 900) for _ in range(8)]
+        for group in range(num_groups)
+        for _ in range(members)
+    ]
+
+
+def build(cls: Any, model: str, prompts: list[list[int]], **config: Any) -> Any:
+    names = {"max_tokens", "stop_token_ids", "priorities", "extra_args"}
+    request_args = {name: config.pop(name) for name in names & config.keys()}
+    sizes = {"num_blocks": 61, "max_num_seqs": 64, "max_num_batched_tokens": 256}
+    scheduler = make_scheduler(cls, make_vllm_config(model, **{**sizes, **config}))
+    for request in make_requests(prompts, **request_args):
+        scheduler.add_request(request)
+    return scheduler
+
+
+def run(scheduler: Any, lengths: dict[str, int] | None = None) -> dict[str, int]:
+    """Run to the end; with ``lengths``, requests stop by themselves. Steps and preemptions."""
+    num_steps = num_preempted = 0
+    while scheduler.has_unfinished_requests():
+        num_steps += 1
+        assert num_steps < 20_000, "stuck"
+        output = scheduler.schedule()
+        num_preempted += len(output.preempted_req_ids or ())
+        made = model_output(scheduler, output)
+        for tokens, name in zip(made.sampled_token_ids, made.req_ids, strict=True):
+            if (
+                lengths
+                and tokens
+                and scheduler.requests[name].num_output_tokens + 1 >= lengths[name]
+            ):
+                tokens[:] = [STOP]
+        scheduler.update_from_output(output, made)
+    return {"steps": num_steps, "preempted": num_preempted}
+
+
+def test_known_lengths_are_never_preempted_and_cost_few_steps(llama) -> None:
+    prompts = documents()
+    stock = run(build(Scheduler, llama, prompts, max_tokens=48))
+    scheduler = build(BatchLLMScheduler, llama, prompts, max_tokens=48)
+    ours = run(scheduler)
+    assert stock["preempted"] > 20, "memory is short here"
+    assert ours["preempted"] == 0
+    assert ours["steps"] <= 1.08 * stock["steps"]
+    counters = scheduler.batchllm_snapshot()
+    assert counters["num_lengths"] == len(prompts)
+    assert counters["predicted_tokens"] == counters["real_tokens"] == 48 * len(prompts)
+    assert counters["num_needed_lost"] == 0
+    assert 0 < counters["held_blocks_peak"] <= counters["kv_blocks"] == 60
+    assert sum(counters["hit_tokens_by_level"]) == counters["admission_hit_tokens"] > 0
+
+
+def test_with_steps_in_flight_known_lengths_are_not_preempted_either(llama) -> None:
+    prompts = documents()
+    scheduler = build(AsyncBatchLLMScheduler, llama, prompts, max_tokens=48, async_scheduling=True)
+    run_overlapped(scheduler)
+    counters = scheduler.batchllm_snapshot()
+    assert counters["num_preemptions"] == 0
+    assert counters["num_lengths"] == len(prompts)
+    assert counters["refused_peak"] + counters["refused_pace"] > 0
+    assert scheduler.admission.num_running == 0
+
+
+def test_unknown_lengths_are_preempted_less_and_less_is_computed_twice(llama) -> None:
+    prompts = documents(num_groups=30)
+    rng = random.Random(5)
+    lengths = {str(n): 80 if rng.random() < 0.1 else 6 for n in range(len(prompts))}
+    results = {}
+    for cls in (Scheduler, BatchLLMScheduler):
+        scheduler = build(cls, llama, prompts, max_tokens=2000, stop_token_ids=[STOP])
+        assert not any(map(length_is_known, scheduler.requests.values()))
+        results[cls] = run(scheduler, lengths)
+    stock, ours = results[Scheduler], results[BatchLLMScheduler]
+    assert ours["preempted"] < 0.4 * stock["preempted"]
+    assert ours["steps"] <= 1.1 * stock["steps"]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"admission": "future", "overcommit": 3.0, "pace": 0.0},
+        {"admission": "future", "overcommit": 1.0, "pace": 0.1},
+        {"admission": "threshold", "kv_threshold": 0.01},
+        {"admission": "stock"},
+        {"order": "paper"},
+    ],
+)
+def test_no_setting_can_get_stuck_and_all_blocks_come_back(llama, options, policy) -> None:
+    prompts = documents(num_groups=4)
+    scheduler = build(
+        BatchLLMScheduler,
+        llama,
+        prompts,
+        max_tokens=60,
+        options=options,
+        policy=policy,
+        priorities=[n % 3 for n in range(len(prompts))],
+        num_blocks=20,
+    )
+    run(scheduler)
+    pool = scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == 19
+    pool.check_integrity()
+    scheduler.waiting.check_integrity()
+
+
+def ended_with_errors(scheduler: Any) -> set[str]:
+    """Run to the end; the requests that ended with an error."""
+    failed: set[str] = set()
+    while scheduler.has_unfinished_requests():
+        output = scheduler.schedule()
+        results = scheduler.update_from_output(output, model_output(scheduler, output))
+        for outputs in results.values():
+            failed |= {
+                o.request_id for o in outputs.outputs if o.finish_reason == FinishReason.ERROR
+            }
+    return failed
+
+
+def test_a_prompt_that_can_never_fit_ends_alone(llama) -> None:
+    prompts = [[1] * 40, [2] * (16 * 20 + 1), [3] * (16 * 19 + 1), [4] * 40]
+    scheduler = build(BatchLLMScheduler, llama, prompts, num_blocks=20, max_num_batched_tokens=1024)
+    assert scheduler.batchllm_snapshot()["max_tokens_held"] == 19 * 16
+    assert ended_with_errors(scheduler) == {"1", "2"}
+
+
+def test_a_request_that_outgrows_the_whole_cache_ends_alone(llama) -> None:
+    scheduler = build(BatchLLMScheduler, llama, [[1] * 40, [2] * 40], num_blocks=11, max_tokens=500)
+    assert ended_with_errors(scheduler) == {"0", "1"}, "after 160 tokens each"
+    assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == 10
+
+
+@pytest.mark.parametrize("hint", ["12", 0, -3, 1.5, True, [4]])
+def test_a_bad_hint_ends_its_request_alone(llama, hint) -> None:
+    scheduler = build(BatchLLMScheduler, llama, [[1] * 40])
+    (bad,) = make_requests([[2] * 40], extra_args={"expected_output_tokens": hint})
+    bad.request_id = "bad"
+    scheduler.add_request(bad)
+    assert ended_with_errors(scheduler) == {"bad"}
+
+
+def test_the_cheapest_victim_is_the_one_with_least_to_compute_again(llama) -> None:
+    prompts = [[1] * 64 + [5] * 8, [1] * 64 + [6] * 8, [9] * 100]
+    scheduler = build(
+        BatchLLMScheduler,
+        llama,
+        prompts,
+        num_blocks=16,
+        max_tokens=200,
+        options={"admission": "future", "overcommit": 99.0, "pace": 0.0, "victims": "cheapest"},
+    )
+    for _ in range(100):
+        running = list(scheduler.running)
+        manager = scheduler.kv_cache_manager
+        costs = {
+            r.request_id: num_own_blocks(manager.get_blocks(r.request_id).blocks) for r in running
+        }
+        output = scheduler.schedule()
+        if output.preempted_req_ids:
+            (victim,) = output.preempted_req_ids
+            assert costs[victim] == min(costs.values())
+            return
+        scheduler.update_from_output(output, model_output(scheduler, output))
+    pytest.fail("nobody was preempted")
+
+
+def test_the_manager_is_ours_only_while_ours_is_built(llama) -> None:
+    assert scheduler_module.KVCacheManager is KVCacheManager
+    scheduler = build(BatchLLMScheduler, llama, [])
+    assert type(scheduler.kv_cache_manager) is GatedKVCacheManager
+    assert scheduler_module.KVCacheManager is KVCacheManager
+    off = build(BatchLLMScheduler, llama, [], enable_prefix_caching=False)
+    assert type(off.kv_cache_manager) is KVCacheManager and off.admission is None
+
+
+def known(**sampling: Any) -> bool:
+    requests: list[Request] = make_requests([[1] * 8], **sampling)
+    return length_is_known(requests[0])
+
+
+def test_a_length_is_known_if_nothing_can_end_the_output_early() -> None:
+    assert known(max_tokens=5)
+    assert known(max_tokens=5, min_tokens=5, stop_token_ids=[3])
+    assert not known(max_tokens=5, stop_token_ids=[3])

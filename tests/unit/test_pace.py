@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts follow the rate that the memory can absorb."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_batchllm.schedule.pace import (
+    FULL_SHARE,
+    MIN_SHARE,
+    Life,
+    Lives,
+    MeanLife,
+    Pace,
+    num_cohorts,
+)
+
+
+def held_over_a_life(own: int, tokens: int, steps: int, size: int) -> list[int]:
+    """Blocks of its own in each step, block by block."""
+    shared = -(-tokens // size) - own
+    return [-(-(tokens + step) // size) - shared for step in range(steps)]
+
+
+@given(st.integers(1, 200), st.integers(1, 300), st.integers(1, 40), st.data())
+def test_a_life_is_the_sum_over_its_steps(tokens, steps, size, data) -> None:
+    own = data.draw(st.integers(0, -(-tokens // size)))
+    held = held_over_a_life(own, tokens, steps, size)
+    life = Life.of(own, tokens, steps, size)
+    assert (life.steps, life.block_steps, life.full_blocks) == (steps, sum(held), held[-1])
+    assert life.grown_blocks == held[-1] - held[0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=40),
+    st.integers(1, 10),
+)
+def test_means_are_those_of_the_latest_lives(figures, window) -> None:
+    lives = Lives(window)
+    kept = [Life(steps, float(steps * blocks), blocks, blocks // 2) for steps, blocks in figures]
+    for life in kept:
+        lives.add(life)
+    kept = kept[-window:]
+    mean = lives.mean()
+    assert mean is not None and len(lives) == len(kept)
+    steps = [life.steps for life in kept]
+    block_steps = [life.block_steps for life in kept]
+    assert mean.steps == pytest.approx(statistics.fmean(steps))
+    assert mean.blocks == pytest.approx(sum(block_steps) / sum(steps))
+    assert mean.full_blocks == pytest.approx(statistics.fmean(x.full_blocks for x in kept))
+    assert mean.grown_blocks == pytest.approx(statistics.fmean(x.grown_blocks for x in kept))
+    assert mean.spread == pytest.approx(
+        statistics.pstdev(steps) / statistics.fmean(steps), abs=1e-5
+    )
+    assert mean.holding_steps == pytest.approx(
+        statistics.fmean(steps, [float(weight) for weight in block_steps])
+    )
+
+
+def test_without_lives_there_are_no_means() -> None:
+    assert Lives().mean() is None
+    with pytest.raises(ValueError, match="window must be at least 1 life, got 0"):
+        Lives(0)
+
+
+LIFE = MeanLife(steps=96, blocks=6, full_blocks=7, grown_blocks=3, spread=0.0, holding_steps=96)
+
+
+def paced(pace: Pace, num_steps: int, factor: float = 1.0) -> list[float]:
+    limits = []
+    for _ in range(num_steps):
+        pace.step(750, LIFE, factor)
+        limits.append(pace.max_running)
+    return limits
+
+
+def test_the_number_grows_by_one_cohort_for_each_block_of_growth() -> None:
+    limits = paced(Pace(), 200)
+    full = FULL_SHARE * 750 / 6
+    assert sorted(set(limits)) == pytest.approx([full / 3, full * 2 / 3, full])
+    assert limits == sorted(limits)
+    assert limits.index(max(limits)) in range(63, 67), "two thirds of a life"
+
+
+def test_a_factor_scales_the_number() -> None:
+    assert paced(Pace(), 100, 0.5)[-1] == pytest.approx(0.5 * FULL_SHARE * 750 / 6)
+
+
+def test_until_it_is_paced_nothing_is_limited() -> None:
+    pace = Pace()
+    assert math.isinf(pace.max_running)
+    paced(pace, 5)
+    assert math.isfinite(pace.max_running)
+    pace.stop()
+    assert math.isinf(pace.max_running)
+    assert paced(pace, 1)[0] == pytest.approx(FULL_SHARE * 750 / 6 / 3), "the first cohort again"
+
+
+def test_the_number_is_lowered_while_the_peak_keeps_ending_admissions() -> None:
+    pace = Pace()
+    limits = []
+    for _ in range(96 * 8):
+        pace.step(750, LIFE, 1.0)
+        pace.peak_refused()
+        limits.append(pace.max_running)
+    assert limits[-1] == pytest.approx(MIN_SHARE * 750 / 6)
+    assert min(limits[200:]) >= MIN_SHARE * 750 / 6 * (1 - 1e-9)
+
+
+def test_a_few_refusals_at_the_peak_change_nothing() -> None:
+    pace = Pace()
+    for step in range(96 * 8):
+        pace.step(750, LIFE, 1.0)
+        if step % 40 == 0:
+            pace.peak_refused()
+    assert pace.max_running == pytest.approx(FULL_SHARE * 750 / 6)
+
+
+@pytest.mark.parametrize(("grown", "number"), [(0.0, 1), (0.4, 1), (2.6, 3), (8, 8), (500, 8)])
+def test_cohorts_are_bounded(grown, number) -> None:
+    assert num_cohorts(dataclasses.replace(LIFE, grown_blocks=grown)) == number
+
+
+def test_a_paced_population_fills_the_memory_evenly() -> None:
+    """A population simulation: after one life the blocks held stay near the capacity."""
+    life = Life.of(4, 576, 96, 32)
+    lives = Lives()
+    lives.add(life)
+    mean = lives.mean()
+    assert mean is not None
+    held = held_over_a_life(4, 576, 96, 32)
+    pace, ages, totals = Pace(), [], []
+    for _ in range(600):
+        ages = [age + 1 for age in ages if age + 1 < life.steps]
+        pace.step(750, mean, 1.0)
+        while len(ages) + 1 <= pace.max_running:
+            ages.append(0)
+        totals.append(sum(held[age] for age in ages))
+    assert all(0.8 * 750 <= total <= 750 for total in totals[100:])
