@@ -20,8 +20,8 @@ from vllm_batchllm.schedule.cost_rule import (
 )
 from vllm_batchllm.schedule.pace import MeanLife
 
-EVEN = MeanLife(steps=96, blocks=6, full_blocks=7, grown_blocks=3, spread=0.0, holding_steps=96)
-SKEWED = MeanLife(steps=55, blocks=19, full_blocks=8, grown_blocks=6, spread=2.1, holding_steps=380)
+EVEN = MeanLife(steps=96, blocks=6, cohort_blocks=(7, 6.5, *[6] * 6), spread=0.0, holding_steps=96)
+SKEWED = MeanLife(steps=55, blocks=19, cohort_blocks=(25,) * 8, spread=2.1, holding_steps=380)
 
 
 def workload(life: MeanLife | None, **figures) -> Workload:
@@ -60,8 +60,8 @@ def test_a_data_centre_cache_is_never_overcommitted(platform) -> None:
 
 def test_equal_lives_in_several_waves_are_paced() -> None:
     chosen = choose(PLATFORM_COSTS["cpu"], workload(EVEN, num_waiting=512))
-    assert chosen.pace == 1.0
-    assert "paced: filling takes 0.33 lives, lockstep 0.68" in chosen.reason
+    assert (chosen.pace, chosen.num_cohorts) == (1.0, 3)
+    assert "paced: lives lost in lockstep 0.68, in 3 cohorts 0.33" in chosen.reason
 
 
 def test_few_waves_are_not_because_filling_slowly_takes_longer() -> None:
@@ -71,7 +71,7 @@ def test_few_waves_are_not_because_filling_slowly_takes_longer() -> None:
 @pytest.mark.parametrize("num_waiting", [10, 100, 1000, 10_000, 100_000])
 def test_lives_that_do_not_grow_are_never_paced(num_waiting) -> None:
     """Full size from the start: ages make no difference."""
-    flat = dataclasses.replace(EVEN, full_blocks=EVEN.blocks)
+    flat = dataclasses.replace(EVEN, cohort_blocks=(EVEN.blocks,) * 8)
     assert choose(PLATFORM_COSTS["cpu"], workload(flat, num_waiting=num_waiting)).pace is None
 
 

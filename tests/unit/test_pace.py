@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 
@@ -18,7 +17,6 @@ from vllm_batchllm.schedule.pace import (
     Lives,
     MeanLife,
     Pace,
-    num_cohorts,
 )
 
 
@@ -34,7 +32,6 @@ def test_a_life_is_the_sum_over_its_steps(tokens, steps, size, data) -> None:
     held = held_over_a_life(own, tokens, steps, size)
     life = Life.of(own, tokens, steps, size)
     assert (life.steps, life.block_steps, life.full_blocks) == (steps, sum(held), held[-1])
-    assert life.grown_blocks == held[-1] - held[0]
 
 
 @given(
@@ -43,7 +40,7 @@ def test_a_life_is_the_sum_over_its_steps(tokens, steps, size, data) -> None:
 )
 def test_means_are_those_of_the_latest_lives(figures, window) -> None:
     lives = Lives(window)
-    kept = [Life(steps, float(steps * blocks), blocks, blocks // 2) for steps, blocks in figures]
+    kept = [Life(steps, float(steps * blocks), blocks, steps + 1) for steps, blocks in figures]
     for life in kept:
         lives.add(life)
     kept = kept[-window:]
@@ -53,8 +50,6 @@ def test_means_are_those_of_the_latest_lives(figures, window) -> None:
     block_steps = [life.block_steps for life in kept]
     assert mean.steps == pytest.approx(statistics.fmean(steps))
     assert mean.blocks == pytest.approx(sum(block_steps) / sum(steps))
-    assert mean.full_blocks == pytest.approx(statistics.fmean(x.full_blocks for x in kept))
-    assert mean.grown_blocks == pytest.approx(statistics.fmean(x.grown_blocks for x in kept))
     assert mean.spread == pytest.approx(
         statistics.pstdev(steps) / statistics.fmean(steps), abs=1e-5
     )
@@ -69,18 +64,20 @@ def test_without_lives_there_are_no_means() -> None:
         Lives(0)
 
 
-LIFE = MeanLife(steps=96, blocks=6, full_blocks=7, grown_blocks=3, spread=0.0, holding_steps=96)
+LIFE = MeanLife(
+    steps=96, blocks=6, cohort_blocks=(7, 6.5, 6, 6, 6, 6, 6, 6), spread=0.0, holding_steps=96
+)
 
 
 def paced(pace: Pace, num_steps: int, factor: float = 1.0) -> list[float]:
     limits = []
     for _ in range(num_steps):
-        pace.step(750, LIFE, factor)
+        pace.step(750, LIFE, 3, factor)
         limits.append(pace.max_running)
     return limits
 
 
-def test_the_number_grows_by_one_cohort_for_each_block_of_growth() -> None:
+def test_the_number_grows_one_cohort_at_a_time() -> None:
     limits = paced(Pace(), 200)
     full = FULL_SHARE * 750 / 6
     assert sorted(set(limits)) == pytest.approx([full / 3, full * 2 / 3, full])
@@ -106,7 +103,7 @@ def test_the_number_is_lowered_while_the_peak_keeps_ending_admissions() -> None:
     pace = Pace()
     limits = []
     for _ in range(96 * 8):
-        pace.step(750, LIFE, 1.0)
+        pace.step(750, LIFE, 3)
         pace.peak_refused()
         limits.append(pace.max_running)
     assert limits[-1] == pytest.approx(MIN_SHARE * 750 / 6)
@@ -116,15 +113,26 @@ def test_the_number_is_lowered_while_the_peak_keeps_ending_admissions() -> None:
 def test_a_few_refusals_at_the_peak_change_nothing() -> None:
     pace = Pace()
     for step in range(96 * 8):
-        pace.step(750, LIFE, 1.0)
+        pace.step(750, LIFE, 3)
         if step % 40 == 0:
             pace.peak_refused()
     assert pace.max_running == pytest.approx(FULL_SHARE * 750 / 6)
 
 
-@pytest.mark.parametrize(("grown", "number"), [(0.0, 1), (0.4, 1), (2.6, 3), (8, 8), (500, 8)])
-def test_cohorts_are_bounded(grown, number) -> None:
-    assert num_cohorts(dataclasses.replace(LIFE, grown_blocks=grown)) == number
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 80), st.integers(1, 20))
+def test_cohorts_hold_what_a_roll_of_their_profiles_says(own, tokens, steps, size) -> None:
+    own = min(own, -(-tokens // size))
+    held = held_over_a_life(own, tokens, steps, size)
+    life = Life.of(own, tokens, steps, size)
+    assert life.profile().tolist() == held
+    lives = Lives()
+    lives.add(life)
+    mean = lives.mean()
+    assert mean is not None
+    for number, most in enumerate(mean.cohort_blocks, 1):
+        starts = [at * steps // number for at in range(number)]
+        together = [sum(held[(t + s) % steps] for s in starts) / number for t in range(steps)]
+        assert most == pytest.approx(max(together))
 
 
 def test_a_paced_population_fills_the_memory_evenly() -> None:
@@ -138,7 +146,7 @@ def test_a_paced_population_fills_the_memory_evenly() -> None:
     pace, ages, totals = Pace(), [], []
     for _ in range(600):
         ages = [age + 1 for age in ages if age + 1 < life.steps]
-        pace.step(750, mean, 1.0)
+        pace.step(750, mean, 3)
         while len(ages) + 1 <= pace.max_running:
             ages.append(0)
         totals.append(sum(held[age] for age in ages))

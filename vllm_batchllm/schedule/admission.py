@@ -30,7 +30,7 @@ from vllm_batchllm.schedule.pace import Life, Lives, MeanLife, Pace
 
 Refusal = Literal["memory", "pace", "peak"]
 
-ENOUGH_LIVES = 16
+ENOUGH_LIVES = 8
 """Lives seen before they are planned with: the first member of a group brings its prefix, so
 fewer would make all look large."""
 
@@ -88,6 +88,7 @@ class Admission:
         options: as users set them.
         counters: where refusals, lengths and blocks held are counted.
         tokens_per_hash: tokens per block hash, if hashes are finer than blocks.
+        lag: steps that are put together before the output of one is known.
         clock: seconds; measures the costs. None keeps ``costs``, for tests and simulation.
     """
 
@@ -100,6 +101,7 @@ class Admission:
         *,
         counters: ScheduleCounters | None = None,
         tokens_per_hash: int | None = None,
+        lag: int = 0,
         clock: Callable[[], float] | None = time.perf_counter,
     ) -> None:
         if num_blocks < 1:
@@ -111,10 +113,12 @@ class Admission:
         self.num_blocks = self._capacity = num_blocks
         self._blocks_per_block = 1.0
         self._block_size = block_size
+        self._lag = lag
         self._footprint = RunningFootprint(block_size, tokens_per_hash=tokens_per_hash)
         self._running: dict[str, _Running] = {}
         self._planned, self._lived = Lives(), Lives()
         self._life: MeanLife | None = None
+        self._num_waiting = 0
         self._pace = Pace()
         self._meter = CostMeter(costs)
         self._costs = costs
@@ -157,6 +161,8 @@ class Admission:
         """A step begins. ``num_tokens``: prompt and output of each running request so far."""
         self._measure(anything_running=bool(request_ids))
         self._refusal = None
+        if not self._running:
+            self._forget_lives()
         for request_id in self._footprint.update(request_ids, num_tokens):
             self._predict_again(request_id)
         self._count_blocks(self.num_blocks - num_free_blocks)
@@ -185,7 +191,7 @@ class Admission:
         groups = candidate.groups()
         predicted = self._predict(candidate, groups, candidate.num_generated)
         num_steps = max(predicted - candidate.num_generated, 1)
-        newcomer = Newcomer(candidate.hashes, candidate.num_tokens, num_steps - 1)
+        newcomer = self._newcomer(candidate, self._remaining(predicted, candidate.num_generated))
         num_shared = self._footprint.add(candidate.request_id, newcomer)
         num_own = -(-candidate.num_tokens // self._block_size) - num_shared
         self._running[candidate.request_id] = _Running(candidate, predicted, num_own, groups)
@@ -193,6 +199,9 @@ class Admission:
         if candidate.length_known:
             life = Life.of(num_own, candidate.num_tokens, num_steps, self._block_size)
             self._planned.add(life)
+            if self._life is None:  # at once, before one step has filled the memory
+                self._choose()
+                self._set_pace()
 
     def finished(self, request_id: str, num_generated: int, *, learn: bool = True) -> None:
         """A request has ended with ``num_generated`` output tokens; unknown ids are ignored.
@@ -235,10 +244,10 @@ class Admission:
         if not candidate.num_generated and len(self._running) + 1 > self._pace.max_running:
             return "pace"
         predicted = self._predict(candidate, candidate.groups(), candidate.num_generated)
-        num_steps = max(predicted - candidate.num_generated, 1)
-        newcomer = self._newcomer(candidate, num_steps - 1)
+        remaining = self._remaining(predicted, candidate.num_generated)
         near = int(NEAR_BLOCKS * self._block_size)
-        outlook = self._footprint.outlook(newcomer, near=near, until=num_steps)
+        newcomer = self._newcomer(candidate, remaining)
+        outlook = self._footprint.outlook(newcomer, near=near, until=remaining + 1)
         reserve = 0.0 if candidate.length_known else GUESS_RESERVE
         is_near_full = outlook.near > self._capacity * (1.0 - reserve)
         if is_near_full or outlook.peak > self._capacity * self.tightness.overcommit:
@@ -262,7 +271,11 @@ class Admission:
         num_tokens = self._footprint.num_tokens(request_id)
         num_generated = num_tokens - running.candidate.num_prompt_tokens
         predicted = self._predict(running.candidate, running.groups, num_generated)
-        self._footprint.expect(request_id, max(predicted - num_generated - 1, 0))
+        self._footprint.expect(request_id, self._remaining(predicted, num_generated))
+
+    def _remaining(self, predicted: int, num_generated: int) -> int:
+        """Steps behind the first one until the blocks come back."""
+        return max(predicted - num_generated - 1, 0) + self._lag
 
     def _forget(self, request_id: str) -> _Running | None:
         running = self._running.pop(request_id, None)
@@ -272,20 +285,35 @@ class Admission:
 
     def _tighten(self, num_waiting: int) -> None:
         """Choose anew, now and then, or as soon as there is something to choose by."""
-        lives = self._lived if len(self._lived) >= ENOUGH_LIVES else self._planned
-        is_time = self._life is None or not self.counters.num_memory_steps % STEPS_PER_CHOICE
-        if len(lives) >= ENOUGH_LIVES and is_time:
-            self._life = lives.mean()
-            assert self._life is not None
-            is_paced = math.isfinite(self._pace.max_running)
-            workload = Workload(self._capacity, self._block_size, num_waiting, self._life, is_paced)
-            self.tightness = self._by_hand(choose(self._costs, workload))
+        self._num_waiting = num_waiting
+        if self._life is None or not self.counters.num_memory_steps % STEPS_PER_CHOICE:
+            self._choose()
+        self._set_pace()
+
+    def _forget_lives(self) -> None:
+        """Nothing runs, so what comes may be another batch: plan it by its own lives."""
+        self._planned, self._lived, self._life = Lives(), Lives(), None
+        self._pace = Pace()
+
+    def _choose(self) -> None:
+        lives = self._planned if len(self._planned) >= ENOUGH_LIVES else self._lived
+        if len(lives) < ENOUGH_LIVES:
+            return
+        self._life = lives.mean()
+        assert self._life is not None
+        is_paced = math.isfinite(self._pace.max_running)
+        capacity, waiting = self._capacity, self._num_waiting
+        workload = Workload(capacity, self._block_size, waiting, self._life, is_paced)
+        self.tightness = self._by_hand(choose(self._costs, workload))
+
+    def _set_pace(self) -> None:
         self.counters.overcommit = self.tightness.overcommit
         self.counters.pace = self.tightness.pace or 0.0
         if self.tightness.pace is None or self._life is None:
             self._pace.stop()
         else:
-            self._pace.step(self._capacity, self._life, self.tightness.pace)
+            number = self.tightness.num_cohorts
+            self._pace.step(self._capacity, self._life, number, self.tightness.pace)
 
     def _by_hand(self, chosen: Tightness) -> Tightness:
         """``chosen``, with what the user has fixed."""
@@ -296,7 +324,7 @@ class Admission:
         if self.options.pace is not None:
             pace = self.options.pace or None
             reason = f"pace {self.options.pace:g} as set; {reason}"
-        return Tightness(overcommit, pace, reason)
+        return Tightness(overcommit, pace, reason, chosen.num_cohorts)
 
     def _measure(self, anything_running: bool) -> None:
         """Learn from the time since the last step, unless the engine was idle in between."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from vllm_batchllm.schedule.pace import MeanLife, num_cohorts
+from vllm_batchllm.schedule.pace import MeanLife
 
 MAX_OVERCOMMIT = 1.2
 """Beyond this, trials gained no more steps."""
@@ -144,19 +144,21 @@ class Tightness:
     """What was chosen, and why.
 
     overcommit: the far future peak may reach this multiple of the capacity. pace: multiple of
-    the steady rate at which requests start, or None for no limit.
+    the number of requests that mixed ages allow, or None for no limit. num_cohorts: in so many
+    parts these start, spread over a life.
     """
 
     overcommit: float
     pace: float | None
     reason: str
+    num_cohorts: int = 1
 
 
 def choose(costs: Costs, workload: Workload) -> Tightness:
     """The tightness with the least expected time."""
     overcommit, why_overcommit = _choose_overcommit(costs, workload)
-    pace, why_pace = _choose_pace(workload)
-    return Tightness(overcommit, pace, f"{why_overcommit}; {why_pace}")
+    pace, num_cohorts, why_pace = _choose_pace(workload)
+    return Tightness(overcommit, pace, f"{why_overcommit}; {why_pace}", num_cohorts)
 
 
 def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
@@ -179,25 +181,29 @@ def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
     )
 
 
-def _choose_pace(workload: Workload) -> tuple[float | None, str]:
+def _choose_pace(workload: Workload) -> tuple[float | None, int, str]:
     """Pace starts, if mixed ages save more steps than filling the memory slowly costs.
 
-    In lives: lockstep loses the difference between full and mean size in every wave; pacing
-    loses half of the memory on average until the last cohort has come.
+    In lives: requests in so many cohorts hold some multiple of their mean at the worst time, so
+    that much is lost in every wave; and until the last cohort has come, memory lies idle. One
+    cohort is lockstep.
     """
     life = workload.life
     if life is None or workload.num_waiting == 0:
-        return None, "no pace: nothing to plan with"
+        return None, 1, "no pace: nothing to plan with"
     if life.spread > EVEN_SPREAD:
-        return None, f"no pace: lives spread by {life.spread:.2f} of their mean"
-    even = workload.capacity_blocks / max(life.blocks, 1e-6)
-    waves = workload.num_waiting / even
+        return None, 1, f"no pace: lives spread by {life.spread:.2f} of their mean"
+    waves = workload.num_waiting * life.blocks / workload.capacity_blocks
     if workload.pacing:
         if waves >= LAST_WAVE:
-            return 1.0, f"paced: {waves:.1f} waves to come"
-        return None, "no pace: the last wave"
-    lockstep = waves * (life.full_blocks / life.blocks - 1.0)
-    ramp = (1.0 - 1.0 / num_cohorts(life)) / 2.0
-    if ramp < lockstep:
-        return 1.0, f"paced: filling takes {ramp:.2f} lives, lockstep {lockstep:.2f}"
-    return None, f"no pace: filling takes {ramp:.2f} lives, lockstep {lockstep:.2f}"
+            return 1.0, 1, f"paced: {waves:.1f} waves to come"
+        return None, 1, "no pace: the last wave"
+    losses = [
+        waves * (blocks / max(life.blocks, 1e-6) - 1.0) + (1.0 - 1.0 / (at + 1)) / 2.0
+        for at, blocks in enumerate(life.cohort_blocks)
+    ]
+    number = losses.index(min(losses)) + 1
+    reason = f"lives lost in lockstep {losses[0]:.2f}, in {number} cohorts {min(losses):.2f}"
+    if number == 1:
+        return None, 1, f"no pace: {reason}"
+    return 1.0, number, f"paced: {reason}"

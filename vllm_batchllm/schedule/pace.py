@@ -11,9 +11,18 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
 
 MAX_COHORTS = 8
 """Cohorts to a life at most; more would not be more even, and start more slowly."""
+
+SAMPLE = 16
+"""Latest lives that the shape of a life is read from."""
 
 FULL_SHARE, MIN_SHARE, SHARE_STEP = 0.97, 0.8, 0.05
 """Share of the ideal number of requests that pacing aims at: at first, at least, and what it is
@@ -28,14 +37,15 @@ class Life:
     """What one request takes from the KV cache, from admission to end.
 
     steps: it runs. block_steps: blocks held, summed over these steps; blocks shared with
-    requests admitted before it are theirs. full_blocks: blocks held in the last step. grown_blocks: of these,
-    taken after the first step.
+    requests admitted before it are theirs. full_blocks: blocks held in the last step. first_block: steps until
+    it takes another block, and then one in every ``size`` steps.
     """
 
     steps: int
     block_steps: float
     full_blocks: int
-    grown_blocks: int
+    first_block: int = 1
+    size: int = 1
 
     @classmethod
     def of(cls, num_prompt_blocks: int, num_prompt_tokens: int, steps: int, size: int) -> Life:
@@ -50,22 +60,30 @@ class Life:
         held_first = -(-num_prompt_tokens // size)
         block_steps = grown - steps * (held_first - num_prompt_blocks)
         full = -(-(num_prompt_tokens + steps - 1) // size) - held_first + num_prompt_blocks
-        return cls(steps, float(block_steps), full, full - num_prompt_blocks)
+        first_block = held_first * size - num_prompt_tokens + 1
+        return cls(steps, float(block_steps), full, first_block, size)
+
+    def profile(self) -> Floats:
+        """Blocks held in each step."""
+        ages = np.arange(self.steps)
+        grown = np.maximum((ages - self.first_block) // self.size + 1, 0)
+        profile: Floats = self.full_blocks - grown[-1] + grown.astype(float)
+        return profile
 
 
 @dataclass(frozen=True, slots=True)
 class MeanLife:
     """Means over many lives.
 
-    steps: a life lasts. blocks: held in a step, over a life. full_blocks: held at its end.
-    grown_blocks: of those, taken after the first step. spread: standard deviation of a life / its mean. holding_steps: mean life, each weighted
+    steps: a life lasts. blocks: held in a step, over a life. cohort_blocks: most that
+    they hold in any step, on average over requests, if as many as the index and one cohorts
+    start spread over a life. spread: standard deviation of a life / its mean. holding_steps: mean life, each weighted
     by the block-steps it takes: how long those live that fill the memory.
     """
 
     steps: float
     blocks: float
-    full_blocks: float
-    grown_blocks: float
+    cohort_blocks: tuple[float, ...]
     spread: float
     holding_steps: float
 
@@ -78,7 +96,7 @@ class Lives:
             raise ValueError(f"window must be at least 1 life, got {window}")
         self._latest: deque[Life] = deque()
         self._window = window
-        self._sums = [0.0] * 6
+        self._sums = [0.0] * 4
 
     def __len__(self) -> int:
         return len(self._latest)
@@ -95,16 +113,28 @@ class Lives:
         if not self._latest:
             return None
         number = len(self._latest)
-        steps, squares, block_steps, full, grown, holding = self._sums
+        steps, squares, block_steps, holding = self._sums
         mean = steps / number
         variance = max(squares / number - mean * mean, 0.0)
         return MeanLife(
             steps=mean,
             blocks=block_steps / steps,
-            full_blocks=full / number,
-            grown_blocks=grown / number,
+            cohort_blocks=self._cohort_blocks(mean),
             spread=math.sqrt(variance) / mean,
             holding_steps=holding / block_steps if block_steps else mean,
+        )
+
+    def _cohort_blocks(self, mean_steps: float) -> tuple[float, ...]:
+        """Read off the latest lives, laid over each other."""
+        num_steps = max(round(mean_steps), 1)
+        total = np.zeros(num_steps)
+        sample = list(islice(reversed(self._latest), SAMPLE))
+        for life in sample:
+            profile = life.profile()[:num_steps]
+            total[: len(profile)] += profile / len(sample)
+        return tuple(
+            float(np.mean([np.roll(total, -(at * num_steps) // m) for at in range(m)], 0).max())
+            for m in range(1, MAX_COHORTS + 1)
         )
 
     def _count(self, life: Life, sign: int) -> None:
@@ -112,8 +142,6 @@ class Lives:
             life.steps,
             life.steps**2,
             life.block_steps,
-            life.full_blocks,
-            life.grown_blocks,
             life.block_steps * life.steps,
         )
         for at, value in enumerate(values):
@@ -125,8 +153,8 @@ class Pace:
 
     The number grows over one life, a cohort at a time, to what the memory holds of requests of
     mixed ages; from then on a request starts when one ends, and ages stay mixed. What a request
-    holds grows by whole blocks, so one cohort for each block it grows by is as even as starts
-    spread over every step, and fills the memory sooner.
+    holds grows by whole blocks, so a few cohorts can be as even as starts spread over every
+    step, and they fill the memory sooner.
 
     Ages never pack perfectly. Where the future peak keeps ending admissions, the number was too
     high, and it is lowered once a life: admissions that wait for the peak come in waves, which
@@ -138,6 +166,7 @@ class Pace:
     def __init__(self) -> None:
         self._share = FULL_SHARE
         self._max_running = math.inf
+        self._num_cohorts = 1
         self._num_steps = 0
         self._num_steps_of_life = 0
         self._num_peaks = 0
@@ -147,16 +176,20 @@ class Pace:
         """Requests that may run now; infinite while pacing is off."""
         return self._max_running
 
-    def step(self, capacity_blocks: float, life: MeanLife, pace: float) -> None:
+    def step(
+        self, capacity_blocks: float, life: MeanLife, num_cohorts: int, pace: float = 1.0
+    ) -> None:
         """A paced step has begun; ``pace`` multiplies the number of requests."""
+        if math.isinf(self._max_running):
+            self._num_cohorts = num_cohorts
         self._num_steps += 1
         self._num_steps_of_life += 1
         if self._num_steps_of_life >= life.steps:
             self._end_life()
-        number = num_cohorts(life)
+        number = self._num_cohorts
         cohort = 1 + int(self._num_steps * number / life.steps)
-        even = capacity_blocks / max(life.blocks, 1e-6)
-        self._max_running = self._share * pace * even * min(cohort / number, 1.0)
+        most = capacity_blocks / max(life.cohort_blocks[number - 1], 1e-6)
+        self._max_running = self._share * pace * most * min(cohort / number, 1.0)
 
     def peak_refused(self) -> None:
         """Admissions of this step ended at the future peak."""
@@ -171,11 +204,6 @@ class Pace:
         if self._num_peaks > PEAKS_ALLOWED * self._num_steps_of_life:
             self._share = max(self._share - SHARE_STEP, MIN_SHARE)
         self._num_steps_of_life = self._num_peaks = 0
-
-
-def num_cohorts(life: MeanLife) -> int:
-    """One cohort for each block that a request grows by, within bounds."""
-    return min(max(round(life.grown_blocks), 1), MAX_COHORTS)
 
 
 def _ceil_sum(last: int, size: int) -> int:

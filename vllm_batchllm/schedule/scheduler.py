@@ -129,6 +129,7 @@ class PrefixGroupMixin(Scheduler):
             options,
             counters=self.batchllm_counters,
             tokens_per_hash=self.hash_block_size,
+            lag=self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode,
         )
 
     def _begin_step(self, admission: Admission) -> None:

@@ -27,7 +27,7 @@ from vllm_batchllm.schedule.victims import num_own_blocks
 STOP = 999
 
 
-def documents(num_groups: int = 12, members: int = 8) -> list[list[int]]:
+def documents(num_groups: int = 48, members: int = 8) -> list[list[int]]:
     """Documents of four blocks of 16, each with questions of its own."""
     rng = random.Random(3)
     return [
@@ -40,7 +40,7 @@ def documents(num_groups: int = 12, members: int = 8) -> list[list[int]]:
 def build(cls: Any, model: str, prompts: list[list[int]], **config: Any) -> Any:
     names = {"max_tokens", "stop_token_ids", "priorities", "extra_args"}
     request_args = {name: config.pop(name) for name in names & config.keys()}
-    sizes = {"num_blocks": 61, "max_num_seqs": 64, "max_num_batched_tokens": 256}
+    sizes = {"num_blocks": 241, "max_num_seqs": 128, "max_num_batched_tokens": 256}
     scheduler = make_scheduler(cls, make_vllm_config(model, **{**sizes, **config}))
     for request in make_requests(prompts, **request_args):
         scheduler.add_request(request)
@@ -70,22 +70,29 @@ def run(scheduler: Any, lengths: dict[str, int] | None = None) -> dict[str, int]
 def test_known_lengths_are_never_preempted_and_cost_few_steps(llama) -> None:
     prompts = documents()
     stock = run(build(Scheduler, llama, prompts, max_tokens=48))
-    scheduler = build(BatchLLMScheduler, llama, prompts, max_tokens=48)
+    scheduler = build(BatchLLMScheduler, llama, prompts, max_tokens=48, options={"overcommit": 1.0})
     ours = run(scheduler)
     assert stock["preempted"] > 20, "memory is short here"
     assert ours["preempted"] == 0
-    assert ours["steps"] <= 1.08 * stock["steps"]
+    assert ours["steps"] <= 1.12 * stock["steps"]
     counters = scheduler.batchllm_snapshot()
     assert counters["num_lengths"] == len(prompts)
     assert counters["predicted_tokens"] == counters["real_tokens"] == 48 * len(prompts)
     assert counters["num_needed_lost"] == 0
-    assert 0 < counters["held_blocks_peak"] <= counters["kv_blocks"] == 60
+    assert 0 < counters["held_blocks_peak"] <= counters["kv_blocks"] == 240
     assert sum(counters["hit_tokens_by_level"]) == counters["admission_hit_tokens"] > 0
 
 
 def test_with_steps_in_flight_known_lengths_are_not_preempted_either(llama) -> None:
     prompts = documents()
-    scheduler = build(AsyncBatchLLMScheduler, llama, prompts, max_tokens=48, async_scheduling=True)
+    scheduler = build(
+        AsyncBatchLLMScheduler,
+        llama,
+        prompts,
+        max_tokens=48,
+        async_scheduling=True,
+        options={"overcommit": 1.0},
+    )
     run_overlapped(scheduler)
     counters = scheduler.batchllm_snapshot()
     assert counters["num_preemptions"] == 0
@@ -95,7 +102,7 @@ def test_with_steps_in_flight_known_lengths_are_not_preempted_either(llama) -> N
 
 
 def test_unknown_lengths_are_preempted_less_and_less_is_computed_twice(llama) -> None:
-    prompts = documents(num_groups=30)
+    prompts = documents(num_groups=90)
     rng = random.Random(5)
     lengths = {str(n): 80 if rng.random() < 0.1 else 6 for n in range(len(prompts))}
     results = {}
@@ -105,7 +112,7 @@ def test_unknown_lengths_are_preempted_less_and_less_is_computed_twice(llama) ->
         results[cls] = run(scheduler, lengths)
     stock, ours = results[Scheduler], results[BatchLLMScheduler]
     assert ours["preempted"] < 0.4 * stock["preempted"]
-    assert ours["steps"] <= 1.1 * stock["steps"]
+    assert ours["steps"] <= 1.25 * stock["steps"]
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
