@@ -30,7 +30,7 @@ HEADER = (
 def row(result: ABResult) -> list[str]:
     """One line of the table."""
     medians = {arm: result.medians(arm) for arm in result.arms}
-    saved = [f"{medians[arm]['admission_saved_ratio']:.1%}" for arm in result.arms]
+    saved = [f"{medians[arm]['saved_ratio']:.1%}" for arm in result.arms]
     possible = f"{medians['batchllm']['optimal_saved_ratio']:.1%}"
     ratios = [ratio_text(result.ratio(arm, "batchllm")) for arm in ("stock", "sorted")]
     match = f"{result.match('batchllm').ratio:.2%}"

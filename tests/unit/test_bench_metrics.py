@@ -35,9 +35,9 @@ def test_savings_at_admission_and_after_recomputation_are_told_apart() -> None:
     )
     run = run_metrics("batchllm", 1, INPUTS, record, makespan_s=2.0)
     assert run.admission_saved_ratio == pytest.approx(0.8)
-    assert run.reuse_efficiency == pytest.approx(1.0)
+    assert run.admission_efficiency == pytest.approx(1.0)
     assert run.saved_ratio == pytest.approx(0.6)
-    assert run.net_efficiency == pytest.approx(0.75)
+    assert run.reuse_efficiency == pytest.approx(0.75)
     assert (run.steps, run.tokens_per_step) == (3, 200)
     assert (run.requests_per_s, run.tokens_per_s) == (5, 600)
     assert run.plan_share == 0.25
@@ -48,7 +48,7 @@ def test_where_nothing_can_be_saved_efficiency_is_one() -> None:
     inputs = RunInputs(num_requests=1, prompt_tokens=10, output_tokens=1, optimal_saved_tokens=0)
     record = StepRecord(step_tokens=[10], computed_prompt_tokens=10)
     run = run_metrics("stock", 0, inputs, record, makespan_s=1.0)
-    assert (run.reuse_efficiency, run.net_efficiency) == (1.0, 1.0)
+    assert (run.reuse_efficiency, run.admission_efficiency) == (1.0, 1.0)
 
 
 def test_ratios_are_taken_within_rounds_before_the_median() -> None:

@@ -17,8 +17,8 @@ class RunMetrics:
 
     Ratios of tokens refer to `prompt_tokens`. Two savings are told apart: `saved_ratio` counts
     recomputation after preemptions as computed, `admission_saved_ratio` counts only what each
-    request found in the cache when it was first admitted. `reuse_efficiency` is the latter over
-    `optimal_saved_ratio`, `net_efficiency` the former; both are 1.0 where nothing can be saved.
+    request found in the cache when it was first admitted. `reuse_efficiency` is the former over
+    `optimal_saved_ratio`, `admission_efficiency` the latter; 1.0 where nothing can be saved.
     `cpu_s` is the processor time of all threads, which other users of the machine move less than
     the makespan. `step_tokens` is the profile: tokens of each step.
     """
@@ -35,7 +35,7 @@ class RunMetrics:
     admission_saved_ratio: float
     optimal_saved_ratio: float
     reuse_efficiency: float
-    net_efficiency: float
+    admission_efficiency: float
     preemptions: int
     steps: int
     tokens_per_step: float
@@ -83,8 +83,8 @@ def run_metrics(
         saved_ratio=saved,
         admission_saved_ratio=admission_saved,
         optimal_saved_ratio=optimal,
-        reuse_efficiency=admission_saved / optimal if optimal else 1.0,
-        net_efficiency=saved / optimal if optimal else 1.0,
+        reuse_efficiency=saved / optimal if optimal else 1.0,
+        admission_efficiency=admission_saved / optimal if optimal else 1.0,
         preemptions=record.preemptions,
         steps=record.steps,
         tokens_per_step=sum(record.step_tokens) / max(1, record.steps),
@@ -133,7 +133,7 @@ SUMMARY_FIELDS = (
     "admission_saved_ratio",
     "optimal_saved_ratio",
     "reuse_efficiency",
-    "net_efficiency",
+    "admission_efficiency",
     "preemptions",
     "steps",
     "tokens_per_step",
