@@ -55,7 +55,7 @@ def run(batch: Batch, model: str, options: dict[str, Any] | None) -> Outcome:
         ),
     )
     if options is not None and scheduler.admission is not None:
-        scheduler.admission.keep_costs()  # those of this machine are no business of the ring
+        scheduler.admission.planner.keep_costs()  # those of this machine are no business of the ring
     lengths = {str(at): batch.output_lens[i] for at, i in enumerate(ordered)}
     for request in _requests(batch, ordered):
         scheduler.add_request(request)

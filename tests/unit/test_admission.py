@@ -214,10 +214,22 @@ def test_costs_are_measured_with_the_clock_that_is_given() -> None:
     while waiting or runner.running:
         runner.step(waiting)
         now[0] += 0.5
-    assert admission.costs != COMPUTE_BOUND
-    assert admission.costs.of_step(0, 20, 800) > 0.1
+    assert admission.planner.costs != COMPUTE_BOUND
+    assert admission.planner.costs.of_step(0, 20, 800) > 0.1
 
 
 def test_an_empty_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
         Admission(0, 4, COMPUTE_BOUND, counters=ScheduleCounters())
+
+
+def test_orders_ask_for_the_expected_output() -> None:
+    admission = make(4000)
+    unknown = request("u", 8, 2000, length_known=False)
+    assert admission.expected_output(unknown) == 2000, "nothing is known yet"
+    assert admission.expected_output(request("k", 8, 30)) == 30
+    assert admission.expected_output(request("h", 8, 2000, length_known=False, hint=9)) == 9
+    Runner(admission, {str(n): 20 for n in range(60)}).run(
+        [request(str(n), 8, 2000, length_known=False) for n in range(60)]
+    )
+    assert admission.expected_output(unknown) == 20

@@ -15,27 +15,20 @@ admitted, so no setting can deadlock.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from vllm_batchllm.schedule.candidate import Candidate
-from vllm_batchllm.schedule.cost_rule import CostMeter, Costs, Tightness, Workload, choose
+from vllm_batchllm.schedule.cost_rule import Costs, Tightness
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint
 from vllm_batchllm.schedule.lengths import Bounds, LengthEstimator
-from vllm_batchllm.schedule.pace import Life, Lives, MeanLife, Pace
+from vllm_batchllm.schedule.pace import Life
+from vllm_batchllm.schedule.planner import TightnessPlanner
 
 Refusal = Literal["memory", "pace", "peak"]
-
-ENOUGH_LIVES = 8
-"""Lives seen before they are planned with: the first member of a group brings its prefix, so
-fewer would make all look large."""
-
-STEPS_PER_CHOICE = 16
-"""Steps between two estimates of the costs, and between two choices by them."""
 
 NEAR_BLOCKS = 1.5
 """Steps, in blocks of output, in which nothing is overcommitted: what fails there is preempted
@@ -108,7 +101,6 @@ class Admission:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
         self.options = options or AdmissionOptions()
         self.counters = counters or ScheduleCounters()
-        self.tightness = self._by_hand(Tightness(1.0, None, "nothing to choose by yet"))
         self.lengths = LengthEstimator()
         self.num_blocks = self._capacity = num_blocks
         self._blocks_per_block = 1.0
@@ -116,15 +108,9 @@ class Admission:
         self._lag = lag
         self._footprint = RunningFootprint(block_size, tokens_per_hash=tokens_per_hash)
         self._running: dict[str, _Running] = {}
-        self._planned, self._lived = Lives(), Lives()
-        self._life: MeanLife | None = None
-        self._num_waiting = 0
-        self._pace = Pace()
-        self._meter = CostMeter(costs)
-        self._costs = costs
-        self._clock = clock
-        self._began_s: float | None = None
-        self._work: tuple[int, int, int] | None = None
+        self.planner = TightnessPlanner(
+            block_size, costs, self.options.overcommit, self.options.pace, clock
+        )
         self._refusal: Refusal | None = None
 
     @property
@@ -138,14 +124,9 @@ class Admission:
         return self._refusal
 
     @property
-    def has_chosen(self) -> bool:
-        """Whether enough has been seen to choose :attr:`tightness` by."""
-        return self._life is not None
-
-    @property
-    def costs(self) -> Costs:
-        """What a step costs, as far as it is known."""
-        return self._costs
+    def tightness(self) -> Tightness:
+        """How tightly requests are admitted now."""
+        return self.planner.tightness
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running
@@ -159,14 +140,13 @@ class Admission:
         num_free_blocks: int,
     ) -> None:
         """A step begins. ``num_tokens``: prompt and output of each running request so far."""
-        self._measure(anything_running=bool(request_ids))
         self._refusal = None
-        if not self._running:
-            self._forget_lives()
         for request_id in self._footprint.update(request_ids, num_tokens):
             self._predict_again(request_id)
         self._count_blocks(self.num_blocks - num_free_blocks)
-        self._tighten(num_waiting)
+        self.planner.step(self._capacity, num_waiting, bool(self._running))
+        self.counters.overcommit = self.tightness.overcommit
+        self.counters.pace = self.tightness.pace or 0.0
 
     def may_admit(self, candidate: Candidate, *, anything_running: bool = True) -> bool:
         """Whether ``candidate`` may start in this step; False ends the step's admissions.
@@ -198,10 +178,14 @@ class Admission:
         # A guess would make all lives look alike, and be paced as if they were.
         if candidate.length_known:
             life = Life.of(num_own, candidate.num_tokens, num_steps, self._block_size)
-            self._planned.add(life)
-            if self._life is None:  # at once, before one step has filled the memory
-                self._choose()
-                self._set_pace()
+            self.planner.plan(life)
+
+    def expected_output(self, candidate: Candidate) -> int:
+        """Median output of ``candidate``, tokens, as far as is known; ``max_tokens`` at first."""
+        if candidate.length_known or (candidate.hint is None and not self.lengths.num_seen):
+            return candidate.max_tokens
+        bounds = Bounds(candidate.max_tokens, candidate.num_generated, candidate.hint)
+        return self.lengths.predict(candidate.groups(), 0.5, bounds)
 
     def finished(self, request_id: str, num_generated: int, *, learn: bool = True) -> None:
         """A request has ended with ``num_generated`` output tokens; unknown ids are ignored.
@@ -220,7 +204,7 @@ class Admission:
             self.lengths.learn(running.groups, num_generated)
         num_steps = num_generated - candidate.num_generated
         life = Life.of(running.num_own_blocks, candidate.num_tokens, num_steps, self._block_size)
-        self._lived.add(life)
+        self.planner.lived(life)
 
     def preempted(self, request_id: str) -> None:
         """A request was sent back to wait; unknown ids are ignored."""
@@ -228,11 +212,8 @@ class Admission:
 
     def worked(self, num_tokens: int, num_requests: int) -> None:
         """The step was put together: so many tokens, of so many requests."""
-        self._work = (max(num_tokens - num_requests, 0), num_requests, self._footprint.tokens)
-
-    def keep_costs(self) -> None:
-        """Measure nothing from now on; for simulation, where the clock means nothing."""
-        self._clock = None
+        num_prefill = max(num_tokens - num_requests, 0)
+        self.planner.worked(num_prefill, num_requests, self._footprint.tokens)
 
     def check_integrity(self, running_ids: set[str]) -> None:
         """Raise AssertionError unless exactly ``running_ids`` are known to run. O(n)."""
@@ -245,7 +226,7 @@ class Admission:
         if threshold is not None:
             held = self._footprint.outlook(self._newcomer(candidate, 0), until=0).held
             return "peak" if held > threshold * self._capacity else None
-        if not candidate.num_generated and len(self._running) + 1 > self._pace.max_running:
+        if not candidate.num_generated and len(self._running) + 1 > self.planner.max_running:
             return "pace"
         predicted = self._predict(candidate, candidate.groups(), candidate.num_generated)
         remaining = self._remaining(predicted, candidate.num_generated)
@@ -255,7 +236,7 @@ class Admission:
         reserve = 0.0 if candidate.length_known else GUESS_RESERVE
         is_near_full = outlook.near > self._capacity * (1.0 - reserve)
         if is_near_full or outlook.peak > self._capacity * self.tightness.overcommit:
-            self._pace.peak_refused()
+            self.planner.peak_refused()
             return "peak"
         return None
 
@@ -286,60 +267,6 @@ class Admission:
         if running is not None:
             self._footprint.remove(request_id)
         return running
-
-    def _tighten(self, num_waiting: int) -> None:
-        """Choose anew, now and then, or as soon as there is something to choose by."""
-        self._num_waiting = num_waiting
-        if self._life is None or not self.counters.num_memory_steps % STEPS_PER_CHOICE:
-            self._choose()
-        self._set_pace()
-
-    def _forget_lives(self) -> None:
-        """Nothing runs, so what comes may be another batch: plan it by its own lives."""
-        self._planned, self._lived, self._life = Lives(), Lives(), None
-        self._pace = Pace()
-
-    def _choose(self) -> None:
-        lives = self._planned if len(self._planned) >= ENOUGH_LIVES else self._lived
-        if len(lives) < ENOUGH_LIVES:
-            return
-        self._life = lives.mean()
-        assert self._life is not None
-        is_paced = math.isfinite(self._pace.max_running)
-        capacity, waiting = self._capacity, self._num_waiting
-        workload = Workload(capacity, self._block_size, waiting, self._life, is_paced)
-        self.tightness = self._by_hand(choose(self._costs, workload))
-
-    def _set_pace(self) -> None:
-        self.counters.overcommit = self.tightness.overcommit
-        self.counters.pace = self.tightness.pace or 0.0
-        if self.tightness.pace is None or self._life is None:
-            self._pace.stop()
-        else:
-            number = self.tightness.num_cohorts
-            self._pace.step(self._capacity, self._life, number, self.tightness.pace)
-
-    def _by_hand(self, chosen: Tightness) -> Tightness:
-        """``chosen``, with what the user has fixed."""
-        overcommit, pace, reason = chosen.overcommit, chosen.pace, chosen.reason
-        if self.options.overcommit is not None:
-            overcommit = self.options.overcommit
-            reason = f"overcommit {overcommit:g} as set; {reason}"
-        if self.options.pace is not None:
-            pace = self.options.pace or None
-            reason = f"pace {self.options.pace:g} as set; {reason}"
-        return Tightness(overcommit, pace, reason, chosen.num_cohorts)
-
-    def _measure(self, anything_running: bool) -> None:
-        """Learn from the time since the last step, unless the engine was idle in between."""
-        if self._clock is None:
-            return
-        now_s = self._clock()
-        if self._began_s is not None and self._work is not None and anything_running:
-            self._meter.observe(now_s - self._began_s, *self._work)
-            if self._meter.num_steps % STEPS_PER_CHOICE == 0:
-                self._costs = self._meter.costs()
-        self._began_s, self._work = now_s, None
 
     def _count_blocks(self, held: int) -> None:
         """Compare the blocks held with what is known of them, and keep the books.

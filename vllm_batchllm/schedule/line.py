@@ -56,6 +56,8 @@ class AdmissionLine(Generic[R]):
         self._order = order
         self._ranking = order if isinstance(order, RankingOrder) else None
         self._num_tokens_arrived = 0
+        self.expect: Callable[[R], int] = lambda request: request.max_tokens
+        """Output expected of a request when it comes, tokens; for orders that read it."""
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._forest: PrefixForest[R] = PrefixForest(block_size, order.key, order.dynamic)
@@ -170,11 +172,11 @@ class AdmissionLine(Generic[R]):
         return bool(self._lone_key(request, rank) < tree_key)
 
     def _lone_key(self, request: R, rank: Any) -> Any:
-        return self._order.key(LoneLoad(1, request.max_tokens, request.num_tokens, rank))
+        return self._order.key(LoneLoad(1, self.expect(request), request.num_tokens, rank))
 
     def _load(self, request: R) -> Load:
         num_block_tokens = len(request.block_hashes) * self._forest.block_size
-        return Load(request.max_tokens, max(request.num_tokens - num_block_tokens, 0))
+        return Load(self.expect(request), max(request.num_tokens - num_block_tokens, 0))
 
     def _overdue(self) -> R | None:
         """The oldest waiting request, if it has waited longer than allowed."""

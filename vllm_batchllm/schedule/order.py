@@ -111,6 +111,9 @@ class ShortFirst(DepthFirst):
 class DecodeRatio:
     """``decode-ratio``: most expected output per prompt token still to compute, first.
 
+    Expected when a request comes: its hint, its ``max_tokens`` where nothing else can end it, or
+    what the lengths seen so far say.
+
     Long outputs start early, so that their decodes ride on the prefills of later groups.
     Members are counted: the published R_group = 1 / (L_prefix + sum of L_suffix) (BatchLLM,
     section on group ordering) takes one output per group; here the numerator is the output of

@@ -37,6 +37,7 @@ class PrefixGroupQueue(RequestQueue):
         clock: seconds, monotonic.
         pool: is told of the forests of waiting requests, so that it keeps their blocks; those
             given back are the most urgent of their priority.
+        expect: output expected of a request, tokens; None for its ``max_tokens``.
 
     ``len`` and truth value are O(1); peek and pop amortised O(log n); removal O(depth).
     """
@@ -49,12 +50,14 @@ class PrefixGroupQueue(RequestQueue):
         max_wait_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         pool: GlobalPrefixBlockPool | None = None,
+        expect: Callable[[Request], int] | None = None,
     ) -> None:
         self._new_line: Callable[[], AdmissionLine[Request]] = partial(
             line_for(order), order, block_size, max_wait_s, clock
         )
         self._by_priority = by_priority
         self._pool = pool
+        self._expect = expect
         self._lines: dict[int, AdmissionLine[Request]] = {}
         self._priorities: list[int] = []
         self._listed: set[int] = set()
@@ -165,6 +168,8 @@ class PrefixGroupQueue(RequestQueue):
         line = self._lines.get(priority)
         if line is None:
             line = self._lines[priority] = self._new_line()
+            if self._expect is not None:
+                line.expect = self._expect
             if self._pool is not None:
                 self._pool.watch(line.recall, urgency=(priority, 0))
                 self._pool.watch(line.forest, urgency=(priority, 1), open_node=line.open_node)

@@ -30,7 +30,7 @@ from vllm_batchllm.schedule.admission import Admission, AdmissionOptions
 from vllm_batchllm.schedule.cost_rule import platform_costs
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.feed import CounterFeed
-from vllm_batchllm.schedule.gate import installed_gate
+from vllm_batchllm.schedule.gate import candidate_of, installed_gate
 from vllm_batchllm.schedule.limits import problem_of
 from vllm_batchllm.schedule.order import make_order
 from vllm_batchllm.schedule.queue import PrefixGroupQueue
@@ -148,18 +148,26 @@ class PrefixGroupMixin(Scheduler):
     def _tell_choice(self, admission: Admission) -> None:
         """Log what was chosen first, and whenever pacing starts or ends."""
         is_paced = admission.tightness.pace is not None
-        if admission.has_chosen and is_paced != self._told_pacing:
+        if admission.planner.has_chosen and is_paced != self._told_pacing:
             self._told_pacing = is_paced
             logger.info("Admission: %s", admission.tightness.reason)
 
     def _make_queue(self) -> PrefixGroupQueue:
+        order = make_order(self.batchllm_config.order)
         return PrefixGroupQueue(
-            make_order(self.batchllm_config.order),
+            order,
             block_size=self.hash_block_size,
             by_priority=self.policy == SchedulingPolicy.PRIORITY,
             max_wait_s=self.batchllm_config.max_wait_s,
             pool=self.kv_cache_manager.block_pool,
+            expect=self._expected_output if order.dynamic else None,
         )
+
+    def _expected_output(self, request: Request) -> int:
+        """Tokens of output that ``request`` is expected to have, for orders that ask."""
+        if self.admission is None:
+            return int(request.max_tokens)
+        return self.admission.expected_output(candidate_of(request, self.max_model_len))
 
     def _check_async_mode(self, vllm_config: VllmConfig) -> None:
         wanted = bool(vllm_config.scheduler_config.async_scheduling)
