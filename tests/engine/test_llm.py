@@ -139,6 +139,20 @@ def test_one_bad_request_fails_alone(ours) -> None:
     assert ours.report().num_failed == 2 and ours.report().num_requests == 4
 
 
+def test_a_bad_hint_fails_alone_and_a_good_one_is_used(ours) -> None:
+    prompts = document_questions(num_documents=1)[:3]
+    params = [
+        SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, extra_args=hints)
+        for hints in (None, {"expected_output_tokens": "4"}, {"expected_output_tokens": 4})
+    ]
+    outputs = generate(ours, prompts, params)
+    assert [type(o) for o in outputs] == [RequestOutput, FailedRequestOutput, RequestOutput]
+    assert "'expected_output_tokens' = '4' is not allowed" in str(outputs[1].error)
+    report = ours.report()
+    assert report.num_failed == 1 and report.num_needed_lost == 0
+    assert report.num_lengths == 2 and 0 < report.kv_peak_ratio <= 1
+
+
 @pytest.mark.parametrize("prompt", ["", "word " * 900, {"prompt_token_ids": [10**9]}])
 def test_a_bad_request_alone_raises_what_stock_raises(stock, ours, prompt) -> None:
     with pytest.raises(Exception) as expected:

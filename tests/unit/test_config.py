@@ -68,3 +68,33 @@ def test_planning_and_options_do_not_load_vllm() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantile": 0.0}, "'quantile' = 0.0 is not allowed; allowed: a number > 0 and < 1"),
+        ({"quantile": 1.0}, "'quantile' = 1.0 is not allowed"),
+        ({"overcommit": 0.9}, "'overcommit' = 0.9 is not allowed; allowed: a number >= 1"),
+        ({"max_num_seqs_ceiling": 0}, "'max_num_seqs_ceiling' = 0 is not allowed"),
+        ({"pace": -0.1}, "'pace' = -0.1 is not allowed"),
+        ({"kv_threshold": 0.0}, "'kv_threshold' = 0.0 is not allowed"),
+        ({"admission": "lax"}, "'admission' = 'lax' is not allowed"),
+        (
+            {"admission": "stock", "overcommit": 1.2},
+            r"'overcommit' = 1.2 has no effect with admission 'stock' \(order 'dfs'\); leave it",
+        ),
+        ({"order": "paper", "pace": 1.0}, "'pace' = 1.0 has no effect with admission 'threshold'"),
+        ({"kv_threshold": 0.5}, "'kv_threshold' = 0.5 has no effect with admission 'future'"),
+    ],
+)
+def test_contradictory_admission_options_are_refused_by_name(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchLLMConfig.parse(options)
+
+
+def test_the_published_order_brings_the_published_admission() -> None:
+    assert BatchLLMConfig.parse({"order": "paper"}).admission_rule == "threshold"
+    assert BatchLLMConfig.parse({}).admission_rule == "future"
+    both = BatchLLMConfig.parse({"order": "paper", "admission": "future", "pace": 1.0})
+    assert both.admission_rule == "future"
