@@ -38,7 +38,8 @@ class BatchReport:
         error absolute; 0.0 where none was compared.
     hit_tokens_by_level: prompt tokens found in the cache by level of the prefix tree, the widest
         shared prefix first; the last entry holds all deeper levels.
-    overcommit, pace: the tightness of admission at the end (pace 0: no limit).
+    overcommit, pace: the tightness of admission at the end (pace 0: no limit); admission_choice:
+        what was chosen, and why, in words.
     """
 
     num_requests: int
@@ -67,6 +68,7 @@ class BatchReport:
     mean_real_tokens: float = 0.0
     mean_length_error: float = 0.0
     hit_tokens_by_level: tuple[int, ...] = ()
+    admission_choice: str = ""
     overcommit: float = 1.0
     pace: float = 0.0
 
@@ -145,9 +147,8 @@ class BatchReport:
                 f"predicted {self.mean_predicted_tokens:,.1f}, real {self.mean_real_tokens:,.1f}, "
                 f"off by {self.mean_length_error:,.1f}"
             )
-        if self.overcommit != 1.0 or self.pace:
-            pace = f"{self.pace:,.0f}" if self.pace else "no limit"
-            rows["tightness"] = f"overcommit {self.overcommit:.2f}, pace {pace}"
+        if self.admission_choice:
+            rows["admission"] = self.admission_choice
         return rows
 
     def _levels_hit(self) -> tuple[int, ...]:
@@ -203,6 +204,7 @@ def _memory_figures(counters: ScheduleCounters) -> dict[str, Any]:
         "mean_real_tokens": _ratio(counters.real_tokens, counters.num_lengths),
         "mean_length_error": _ratio(counters.length_error_tokens, counters.num_lengths),
         "hit_tokens_by_level": tuple(counters.hit_tokens_by_level),
+        "admission_choice": counters.choice,
         "overcommit": counters.overcommit,
         "pace": counters.pace,
     }

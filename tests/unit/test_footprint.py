@@ -76,6 +76,7 @@ def test_the_outlook_is_that_of_a_simulation_with_block_ids(batch, horizon, rand
         assert bounded.held == expected[0]
         assert bounded.near == max(expected[: near + 1])
         assert bounded.peak == max(expected[: until + 1])
+        assert not footprint.fits_whatever_happens(request.newcomer, max(expected) - 1)
         assert outlook.peak == max(expected) == footprint.future_peak(request.newcomer)
         if random.random() < 0.8:
             footprint.add(str(request.name), request.newcomer)

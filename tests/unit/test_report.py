@@ -34,6 +34,7 @@ BUSY = ScheduleCounters(
     num_needed_lost=0,
     hit_tokens_by_level=[400, 0, 100, 0, 0, 0, 0, 0],
     kv_blocks=100,
+    choice="paced: because",
     overcommit=1.25,
     pace=64.0,
 )
@@ -94,7 +95,7 @@ def test_the_table_shows_what_there_is_to_say() -> None:
         "memory 3, future peak 2, pace 1",
         "1,234 garbage, 0 still needed",
         "predicted 12.0, real 10.0, off by 3.0",
-        "overcommit 1.25, pace 64",
+        "paced: because",
     ):
         assert part in text
     assert max(map(len, text.splitlines())) <= 72

@@ -111,8 +111,8 @@ FAMILIES: tuple[Family, ...] = (
         "kv_held_blocks_peak", "held_blocks_peak", "Most KV blocks that requests held in any step."
     ),
     _gauge("kv_occupancy", OCCUPANCY, "Share of the KV blocks held by requests, at the last step."),
-    _gauge("overcommit", "overcommit", "Factor by which admission overcommits KV memory now."),
-    _gauge("pace", "pace", "Pace limit of admission now; 0: no limit."),
+    _gauge("overcommit", "overcommit", "Multiple of the KV memory that the predicted peak may reach now."),
+    _gauge("pace", "pace", "Multiple of the requests that pacing aims at now; 0: no pacing."),
 )
 
 _BY_FIGURE: dict[str, tuple[Family, str]] = {

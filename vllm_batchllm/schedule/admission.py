@@ -147,6 +147,8 @@ class Admission:
         self.planner.step(self._capacity, num_waiting, bool(self._running))
         self.counters.overcommit = self.tightness.overcommit
         self.counters.pace = self.tightness.pace or 0.0
+        if self.planner.has_chosen and (self.counters.pace or not self.counters.choice):
+            self.counters.choice = self.tightness.reason
 
     def may_admit(self, candidate: Candidate, *, anything_running: bool = True) -> bool:
         """Whether ``candidate`` may start in this step; False ends the step's admissions.
@@ -230,12 +232,13 @@ class Admission:
             return "pace"
         predicted = self._predict(candidate, candidate.groups(), candidate.num_generated)
         remaining = self._remaining(predicted, candidate.num_generated)
-        near = int(NEAR_BLOCKS * self._block_size)
         newcomer = self._newcomer(candidate, remaining)
+        sure = self._capacity * (1.0 - (0.0 if candidate.length_known else GUESS_RESERVE))
+        if self._footprint.fits_whatever_happens(newcomer, int(sure)):
+            return None
+        near = int(NEAR_BLOCKS * self._block_size)
         outlook = self._footprint.outlook(newcomer, near=near, until=remaining + 1)
-        reserve = 0.0 if candidate.length_known else GUESS_RESERVE
-        is_near_full = outlook.near > self._capacity * (1.0 - reserve)
-        if is_near_full or outlook.peak > self._capacity * self.tightness.overcommit:
+        if outlook.near > sure or outlook.peak > self._capacity * self.tightness.overcommit:
             self.planner.peak_refused()
             return "peak"
         return None

@@ -17,6 +17,7 @@ GAUGES = (
     "max_tokens_held",
     "overcommit",
     "pace",
+    "choice",
 )
 """Figures that say how things are, not how much happened."""
 
@@ -47,7 +48,8 @@ class ScheduleCounters:
         prefix first; the last entry holds all deeper levels.
     hash_block_size: tokens per block hash, the grain of sharing. kv_blocks: KV blocks that
         requests can hold. max_tokens_held: tokens of one request that fit the whole cache; 0 if
-        that is not bounded. overcommit, pace: the tightness of admission now (pace 0: no limit).
+        that is not bounded. overcommit, pace: the tightness of admission now (pace 0: no limit); choice: why, in words,
+        while it is paced or else when it was first chosen.
     """
 
     num_steps: int = 0
@@ -76,6 +78,7 @@ class ScheduleCounters:
     max_tokens_held: int = 0
     overcommit: float = 1.0
     pace: float = 0.0
+    choice: str = ""
 
     def step(self, num_tokens: int) -> None:
         """Count one step of ``num_tokens`` tokens; an empty one does not count."""

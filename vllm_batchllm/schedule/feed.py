@@ -111,7 +111,7 @@ def _flat(snapshot: Mapping[str, Any]) -> dict[str, int]:
     for name, value in snapshot.items():
         if isinstance(value, list):
             flat |= {f"{name}.{index}": int(each) for index, each in enumerate(value)}
-        else:
+        elif not isinstance(value, str):  # words stay behind
             flat[name] = round(value * _MICRO) if name in _FRACTIONAL else int(value)
     levels = sum(snapshot["hit_tokens_by_level"])
     flat[OTHER_HITS] = max(int(snapshot["admission_hit_tokens"]) - levels, 0)

@@ -77,6 +77,7 @@ class RunningFootprint:
         self._requests: Ints = np.empty((4, 64), np.int64)
         self._num_requests = 0
         self._runs = SharedRuns()
+        self._final_blocks = 0
 
     def __len__(self) -> int:
         return self._num_requests
@@ -107,6 +108,7 @@ class RunningFootprint:
         row = (serial, newcomer.num_tokens, newcomer.num_tokens + newcomer.num_remaining, shared)
         self._requests[:, self._num_requests] = row
         self._num_requests += 1
+        self._final_blocks += self._blocks(newcomer.num_tokens + newcomer.num_remaining)
         return shared
 
     def remove(self, request_id: str) -> None:
@@ -115,6 +117,7 @@ class RunningFootprint:
         del self._serial_of[request_id]
         del self._hashes[at], self._ids[at]
         rows, end = self._requests, self._num_requests
+        self._final_blocks -= self._blocks(int(rows[_FINAL, at]))
         rows[:, at : end - 1] = rows[:, at + 1 : end]
         self._num_requests = end - 1
         self._runs.drop_ended(self._live(_SERIAL))
@@ -134,7 +137,18 @@ class RunningFootprint:
     def expect(self, request_id: str, num_remaining: int) -> None:
         """Predict anew that ``request_id`` runs for ``num_remaining`` steps behind this one."""
         at = self._position(request_id)
-        self._requests[_FINAL, at] = self._requests[_TOKENS, at] + num_remaining
+        before, after = int(self._requests[_FINAL, at]), int(self._requests[_TOKENS, at])
+        after += num_remaining
+        self._requests[_FINAL, at] = after
+        self._final_blocks += self._blocks(after) - self._blocks(before)
+
+    def fits_whatever_happens(self, newcomer: Newcomer, num_blocks: int) -> bool:
+        """Whether all fit at their ends, with nothing shared: enough, and known in O(1).
+
+        Requests that have outgrown their prediction count by it until :meth:`expect`.
+        """
+        final = self._blocks(newcomer.num_tokens + newcomer.num_remaining)
+        return self._final_blocks + final <= num_blocks
 
     def outlook(
         self, newcomer: Newcomer | None = None, *, near: int = 0, until: int | None = None
@@ -221,6 +235,9 @@ class RunningFootprint:
             return 0
         num_hashes = common_prefix(self._hashes[-1], hashes)
         return num_hashes * self._tokens_per_hash // self._block_size
+
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
 
     def _position(self, request_id: str) -> int:
         return int(np.searchsorted(self._live(_SERIAL), self._serial_of[request_id]))
