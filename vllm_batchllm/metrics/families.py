@@ -111,7 +111,11 @@ FAMILIES: tuple[Family, ...] = (
         "kv_held_blocks_peak", "held_blocks_peak", "Most KV blocks that requests held in any step."
     ),
     _gauge("kv_occupancy", OCCUPANCY, "Share of the KV blocks held by requests, at the last step."),
-    _gauge("overcommit", "overcommit", "Multiple of the KV memory that the predicted peak may reach now."),
+    _gauge(
+        "overcommit",
+        "overcommit",
+        "Multiple of the KV memory that the predicted peak may reach now.",
+    ),
     _gauge("pace", "pace", "Multiple of the requests that pacing aims at now; 0: no pacing."),
 )
 
