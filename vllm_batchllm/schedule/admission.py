@@ -34,6 +34,9 @@ NEAR_BLOCKS = 1.5
 """Steps, in blocks of output, in which nothing is overcommitted: what fails there is preempted
 at once, and again after each return."""
 
+STEPS_PER_LOOK = 4
+"""Steps between two looks at a request that does not fit, while nobody leaves."""
+
 GUESS_RESERVE = 0.01
 """Share of the memory kept free for requests that turn out longer than expected."""
 
@@ -112,6 +115,8 @@ class Admission:
             block_size, costs, self.options.overcommit, self.options.pace, clock
         )
         self._refusal: Refusal | None = None
+        self._stuck: str | None = None
+        self._stuck_until = 0
 
     @property
     def num_running(self) -> int:
@@ -156,10 +161,20 @@ class Admission:
         Always True if nothing runs. Why not is in :attr:`refusal`.
         """
         if self._refusal is None and anything_running and self._running:
-            self._refusal = self._judge(candidate)
+            self._refusal = "peak" if self._is_stuck(candidate) else self._judge(candidate)
             if self._refusal is not None:
                 self._count_refusal(self._refusal)
+            if self._refusal == "peak":
+                self.planner.peak_refused()
         return self._refusal is None
+
+    def _is_stuck(self, candidate: Candidate) -> bool:
+        """Whether ``candidate`` was refused at the peak just now, and nobody has left since.
+
+        It is looked at again every few steps: as time goes by, others end earlier in its life.
+        """
+        is_same = self._stuck == candidate.request_id
+        return is_same and self.counters.num_memory_steps < self._stuck_until
 
     def no_memory(self) -> None:
         """vLLM itself found no room for a request that :meth:`may_admit` let pass."""
@@ -239,7 +254,8 @@ class Admission:
         near = int(NEAR_BLOCKS * self._block_size)
         outlook = self._footprint.outlook(newcomer, near=near, until=remaining + 1)
         if outlook.near > sure or outlook.peak > self._capacity * self.tightness.overcommit:
-            self.planner.peak_refused()
+            self._stuck = candidate.request_id
+            self._stuck_until = self.counters.num_memory_steps + STEPS_PER_LOOK
             return "peak"
         return None
 
@@ -266,6 +282,7 @@ class Admission:
         return max(predicted - num_generated - 1, 0) + self._lag
 
     def _forget(self, request_id: str) -> _Running | None:
+        self._stuck = None
         running = self._running.pop(request_id, None)
         if running is not None:
             self._footprint.remove(request_id)

@@ -92,6 +92,7 @@ class CostMeter:
         self._keep = 1.0 - 1.0 / memory_steps
         self._matrix = np.zeros((4, 4))
         self._vector = np.zeros(4)
+        self._latest = self._prior
         self.num_steps = 0
 
     def observe(self, seconds: float, num_prefill: int, num_decode: int, num_kv: int) -> None:
@@ -100,14 +101,15 @@ class CostMeter:
             return
         row = np.array([1.0, num_prefill, num_decode, num_kv])
         if self.num_steps >= 20:
-            seconds = min(seconds, 10.0 * float(row @ self._solve()))
+            seconds = min(seconds, 10.0 * float(row @ self._latest))
         self._matrix = self._keep * self._matrix + np.outer(row, row)
         self._vector = self._keep * self._vector + seconds * row
         self.num_steps += 1
 
     def costs(self) -> Costs:
         """The best estimate so far; none of the figures is negative."""
-        return Costs(*map(float, self._solve()))
+        self._latest = self._solve()
+        return Costs(*map(float, self._latest))
 
     def _solve(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         matrix = self._matrix + self._prior_matrix

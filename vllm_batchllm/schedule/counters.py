@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 NUM_LEVELS = 8
@@ -117,7 +117,9 @@ class ScheduleCounters:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers by name, and one list of numbers."""
-        return asdict(self)
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        values["hit_tokens_by_level"] = list(self.hit_tokens_by_level)
+        return values
 
     @classmethod
     def between(cls, before: dict[str, Any], after: dict[str, Any]) -> ScheduleCounters:
