@@ -101,6 +101,8 @@ class CostMeter:
             return
         row = np.array([1.0, num_prefill, num_decode, num_kv])
         if self.num_steps >= 20:
+            if self.num_steps % 20 == 0:
+                self._latest = self._solve()
             seconds = min(seconds, 10.0 * float(row @ self._latest))
         self._matrix = self._keep * self._matrix + np.outer(row, row)
         self._vector = self._keep * self._vector + seconds * row
