@@ -77,7 +77,7 @@ class RunningFootprint:
         self._requests: Ints = np.empty((4, 64), np.int64)
         self._num_requests = 0
         self._runs = SharedRuns()
-        self._final_blocks = 0
+        self._final_own = 0
 
     def __len__(self) -> int:
         return self._num_requests
@@ -101,6 +101,7 @@ class RunningFootprint:
             neighbour, covered = map(int, self._requests[[_SERIAL, _SHARED], last])
             if self._runs.join(serial, shared, neighbour, covered):
                 self._requests[_SHARED, last] = shared
+                self._final_own -= shared - covered
         self._serial_of[request_id] = serial
         self._hashes.append(newcomer.hashes)
         self._ids.append(request_id)
@@ -108,7 +109,7 @@ class RunningFootprint:
         row = (serial, newcomer.num_tokens, newcomer.num_tokens + newcomer.num_remaining, shared)
         self._requests[:, self._num_requests] = row
         self._num_requests += 1
-        self._final_blocks += self._blocks(newcomer.num_tokens + newcomer.num_remaining)
+        self._final_own += self._blocks(newcomer.num_tokens + newcomer.num_remaining) - shared
         return shared
 
     def remove(self, request_id: str) -> None:
@@ -117,7 +118,7 @@ class RunningFootprint:
         del self._serial_of[request_id]
         del self._hashes[at], self._ids[at]
         rows, end = self._requests, self._num_requests
-        self._final_blocks -= self._blocks(int(rows[_FINAL, at]))
+        self._final_own -= self._blocks(int(rows[_FINAL, at])) - int(rows[_SHARED, at])
         rows[:, at : end - 1] = rows[:, at + 1 : end]
         self._num_requests = end - 1
         self._runs.drop_ended(self._live(_SERIAL))
@@ -140,15 +141,16 @@ class RunningFootprint:
         before, after = int(self._requests[_FINAL, at]), int(self._requests[_TOKENS, at])
         after += num_remaining
         self._requests[_FINAL, at] = after
-        self._final_blocks += self._blocks(after) - self._blocks(before)
+        self._final_own += self._blocks(after) - self._blocks(before)
 
     def fits_whatever_happens(self, newcomer: Newcomer, num_blocks: int) -> bool:
-        """Whether all fit at their ends, with nothing shared: enough, and known in O(1).
+        """Whether all would fit at their ends at once: enough, and known without looking ahead.
 
         Requests that have outgrown their prediction count by it until :meth:`expect`.
         """
-        final = self._blocks(newcomer.num_tokens + newcomer.num_remaining)
-        return self._final_blocks + final <= num_blocks
+        shared = self._blocks_shared_with_last(newcomer.hashes)
+        own = self._blocks(newcomer.num_tokens + newcomer.num_remaining) - shared
+        return self._final_own + own + self._runs.num_blocks <= num_blocks
 
     def outlook(
         self, newcomer: Newcomer | None = None, *, near: int = 0, until: int | None = None
