@@ -110,7 +110,7 @@ def test_bad_options_are_named(order: str | None, pairs: Sequence[str], words: s
 
 def test_a_plan_fits_the_engine_to_the_workload() -> None:
     plan = make_plan("skewed-output", WorkloadOptions(num_requests=16), ENGINE, 4096)
-    assert plan.spec.kv_blocks == 750
+    assert plan.spec.kv_blocks == 372
     assert plan.spec.max_model_len == plan.batch.max_request_tokens
     assert not plan.spec.lengths_known
     sized = make_plan("industry", WorkloadOptions(num_requests=16, kv_blocks=50), ENGINE, 4096)
