@@ -199,7 +199,6 @@ def run_changes(machine: Callable[[], SchedulerMachine], num_changes: int) -> No
         max_examples=num_changes // 100,
         stateful_step_count=40,
         deadline=None,
-        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
     while SchedulerMachine.num_changes - start < num_changes:
@@ -210,9 +209,11 @@ def run_changes(machine: Callable[[], SchedulerMachine], num_changes: int) -> No
     ("groups", "policy", "order", "admission", "num_changes"),
     [
         ("full", "fcfs", "dfs", "stock", 4000),
-        ("full", "fcfs", "dfs", "future", 5000),
+        ("full", "fcfs", "dfs", "future", 4000),
         ("full", "priority", "dfs", "stock", 2000),
         ("full", "priority", "dfs", "future", 2000),
+        ("full", "fcfs", "paper", "threshold", 1000),
+        ("full", "priority", "exact-groups", "future", 1000),
         ("full", "fcfs", "decode-ratio", "stock", 1000),
         ("full", "priority", "short-first", "future", 2000),
         ("full + sliding window", "fcfs", "dfs", "future", 3000),

@@ -92,7 +92,10 @@ class PlannedLine(AdmissionLine[R]):
     def remove(self, request: R, *, admitted: bool = False) -> None:
         """Take ``request`` out. Raises KeyError if it does not wait here."""
         was_returned = request in self._returned
+        node = self._forest.node_of(request) if request in self._forest else None
         super().remove(request, admitted=admitted)
+        if admitted and node is not None:
+            self._forest.refresh(node)  # no walk will: the plan leads, not the forest
         if was_returned:
             return
         del self._rank_of[request]
