@@ -50,6 +50,7 @@ POLICIES: dict[str, dict[str, Any] | None] = {
     "sorted": None,
     "dfs": {"order": "dfs"},
     "dfs, stock admission": {"order": "dfs", "admission": "stock"},
+    "dfs, cheapest victims": {"order": "dfs", "victims": "cheapest"},
     "decode-ratio": {"order": "decode-ratio"},
     "short-first": {"order": "short-first"},
     "exact-groups": {"order": "exact-groups"},

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint, common_prefix
+from vllm_batchllm.prefix.hashing import num_equal
+from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint
 
 Path = tuple[int, ...]
 
@@ -77,7 +78,7 @@ def test_the_outlook_is_that_of_a_simulation_with_block_ids(batch, horizon, rand
         assert bounded.near == max(expected[: near + 1])
         assert bounded.peak == max(expected[: until + 1])
         assert not footprint.fits_whatever_happens(request.newcomer, max(expected) - 1)
-        assert outlook.peak == max(expected) == footprint.future_peak(request.newcomer)
+        assert outlook.peak == max(expected)
         if random.random() < 0.8:
             footprint.add(str(request.name), request.newcomer)
             running.append(request)
@@ -85,7 +86,7 @@ def test_the_outlook_is_that_of_a_simulation_with_block_ids(batch, horizon, rand
             assert footprint.held == outlook.held
         while running and random.random() < 0.3:
             footprint.remove(str(running.pop(random.randrange(len(running))).name))
-        assert footprint.future_peak() == max(simulate(running, block_size))
+        assert footprint.outlook().peak == max(simulate(running, block_size))
 
 
 @given(batches(), st.randoms(use_true_random=False))
@@ -96,7 +97,7 @@ def test_out_of_order_a_shared_block_may_count_twice_but_never_not_at_all(batch,
     for request in requests:
         footprint.add(str(request.name), request.newcomer)
     alone = sum(max(simulate([request], block_size)) for request in requests)
-    assert max(simulate(requests, block_size)) <= footprint.future_peak() <= alone
+    assert max(simulate(requests, block_size)) <= footprint.outlook().peak <= alone
 
 
 @given(batches(), st.integers(1, 6))
@@ -111,9 +112,8 @@ def test_steps_pass_and_the_peak_ahead_stays_that_of_the_simulation(batch, num_s
             if request.num_remaining == step - 1:
                 footprint.remove(str(request.name))
         alive = [request for request in requests if request.num_remaining >= step]
-        names = [str(request.name) for request in alive]
-        assert footprint.update(names, [r.num_tokens + step for r in alive]) == []
-        assert footprint.future_peak() == max(expected[step:], default=0)
+        assert footprint.update({str(r.name): r.num_tokens + step for r in alive}) == []
+        assert footprint.outlook().peak == max(expected[step:], default=0)
 
 
 def test_a_group_holds_its_prefix_once_and_until_its_last_member_ends() -> None:
@@ -132,12 +132,12 @@ def test_who_outgrows_the_prediction_is_named_and_can_be_predicted_anew() -> Non
     footprint = RunningFootprint(block_size=10)
     footprint.add("a", Newcomer([], 10, 3))
     footprint.add("b", Newcomer([], 10, 30))
-    assert footprint.update(["b", "a"], [13, 13]) == []
-    assert footprint.update(["a"], [14]) == ["a"]
+    assert footprint.update({"b": 13, "a": 13}) == []
+    assert footprint.update({"a": 14}) == ["a"]
     assert footprint.num_tokens("a") == 14
     footprint.expect("a", 100)
-    assert footprint.update([], []) == []
-    assert footprint.future_peak() == 12, "114 tokens, long after b has ended"
+    assert footprint.update({}) == []
+    assert footprint.outlook().peak == 12, "114 tokens, long after b has ended"
 
 
 def test_hashes_may_be_finer_than_blocks() -> None:
@@ -166,7 +166,6 @@ def test_requests_twice_or_unknown_are_refused() -> None:
     for call in (
         footprint.remove,
         footprint.num_tokens,
-        lambda name: footprint.update([name], [1]),
     ):
         with pytest.raises(KeyError):
             call("b")
@@ -178,4 +177,4 @@ def test_the_common_prefix_of_chained_hashes(left, right) -> None:
     same = 0
     while same < min(len(left), len(right)) and left[same] == right[same]:
         same += 1
-    assert common_prefix(*chained) == same
+    assert num_equal(*chained) == same

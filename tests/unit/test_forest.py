@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefix_trie_oracle import Item
 
-from vllm_batchllm.prefix.forest import Load, PrefixForest, PrefixNode
+from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.node import Load, PrefixNode
 
 paths = st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple)
 

@@ -24,7 +24,8 @@ from vllm.v1.request import Request
 
 from vllm_batchllm.memory.free_list import Place, ZonedFreeList
 from vllm_batchllm.memory.future import Future, Urgency
-from vllm_batchllm.prefix.forest import PrefixForest, PrefixNode
+from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.node import PrefixNode
 
 
 class Origin(NamedTuple):

@@ -17,7 +17,7 @@ from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
 from vllm_batchllm.memory.future import Future
 from vllm_batchllm.memory.shelves import Shelves
-from vllm_batchllm.prefix.forest import PrefixNode
+from vllm_batchllm.prefix.node import PrefixNode
 
 Place = tuple[Shelves[object], PrefixNode[object], int]
 """Where a needed block is filed: shelves, node, position of its hash."""

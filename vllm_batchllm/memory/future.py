@@ -13,7 +13,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from vllm_batchllm.memory.shelves import Filed, Shelves
-from vllm_batchllm.prefix.forest import PrefixForest, PrefixNode
+from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.node import PrefixNode
 
 T = TypeVar("T", bound=Hashable)
 Urgency = Any  # totally ordered; smaller is served earlier

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vllm_batchllm.prefix.forest import PrefixForest, PrefixNode
+from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.grouping import disjoint_nodes
+from vllm_batchllm.prefix.node import PrefixNode
 from vllm_batchllm.prefix.optimum import TOKEN_BYTES, pack_tokens, shared_blocks
 
 Node = PrefixNode[int]

@@ -16,92 +16,12 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
+from vllm_batchllm.prefix.node import NO_LOAD, Key, Load, PrefixNode, Rank
 from vllm_batchllm.prefix.observer import ForestObserver
 
 T = TypeVar("T", bound=Hashable)
-Rank = Any  # totally ordered; smaller arrived earlier
-Key = Any  # totally ordered; smaller is opened earlier
-
-
-class Load(NamedTuple):
-    """Work that one waiting item brings, beside the blocks it may share.
-
-    num_output_tokens: expected output, tokens.
-    num_tail_tokens: prompt tokens behind the last full block, computed for this item alone.
-    """
-
-    num_output_tokens: int
-    num_tail_tokens: int
-
-
-NO_LOAD = Load(0, 0)
-
-
-class PrefixNode(Generic[T]):
-    """A run of blocks ``hashes[start:end]`` shared by everything at or below it.
-
-    ``num_waiting``, ``num_output_tokens`` and ``num_prompt_tokens`` sum over the whole subtree;
-    ``num_prompt_tokens`` counts each shared block once and leaves out runs already computed.
-    ``rank`` is that of the earliest arrival below. ``shelf`` belongs to the forest's observer.
-
-    Items that end here are in ``aligned`` if their prompt ends with the run's last block, else
-    in ``members``. The aligned come first: a prompt is never hit to its very end, so an aligned
-    one that came second would compute its last block again.
-    """
-
-    __slots__ = (
-        "aligned",
-        "children",
-        "computed",
-        "end",
-        "hashes",
-        "heap",
-        "key",
-        "members",
-        "num_output_tokens",
-        "num_prompt_tokens",
-        "num_waiting",
-        "parent",
-        "rank",
-        "shelf",
-        "start",
-    )
-
-    def __init__(
-        self,
-        hashes: Sequence[Hashable],
-        start: int,
-        end: int,
-        parent: PrefixNode[T] | None,
-        rank: Rank,
-    ) -> None:
-        self.hashes = hashes
-        self.start = start
-        self.end = end
-        self.parent = parent
-        self.rank = rank
-        self.children: dict[Hashable, PrefixNode[T]] | None = None
-        self.members: OrderedDict[T, Load] | None = None
-        self.aligned: OrderedDict[T, Load] | None = None
-        self.num_waiting = 0
-        self.num_output_tokens = 0
-        self.num_prompt_tokens = 0
-        self.computed = False
-        self.heap: list[tuple[Key, int, PrefixNode[T]]] | None = None
-        self.key: Key = None
-        self.shelf: Any = None
-
-    def ending_here(self) -> Iterator[T]:
-        """Items whose hashes end with this run, in the order in which they are served."""
-        yield from self.aligned or ()
-        yield from self.members or ()
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks in this node's own run."""
-        return self.end - self.start
 
 
 class PrefixForest(Generic[T]):
@@ -216,7 +136,7 @@ class PrefixForest(Generic[T]):
             if child is None:
                 break
             path.append(child)
-            node, position = child, _match_end(child, hashes)
+            node, position = child, child.match_end(hashes)
         return path, position
 
     def key_of(self, node: PrefixNode[T]) -> Key:
@@ -275,7 +195,7 @@ class PrefixForest(Generic[T]):
                 leaf = PrefixNode(hashes, position, num_hashes, node, rank)
                 node.children[hashes[position]] = leaf
                 return leaf, num_hashes - position
-            position = _match_end(child, hashes)
+            position = child.match_end(hashes)
             node = child if position == child.end else self._split(child, position)
         return node, 0
 
@@ -369,21 +289,3 @@ class PrefixForest(Generic[T]):
             assert child.num_waiting > 0, "an empty node was left behind"
             if node.heap is not None:
                 assert any(c is child and k is child.key for k, _, c in node.heap), "not filed"
-
-
-def _match_end(node: PrefixNode[T], hashes: Sequence[Hashable]) -> int:
-    """First position where ``hashes`` leaves ``node``'s run, given that it enters it.
-
-    Chained hashes are equal up to some position and different behind it, hence binary search.
-    """
-    own, low = node.hashes, node.start + 1
-    high = min(node.end, len(hashes))
-    if own[high - 1] == hashes[high - 1]:
-        return high
-    while low < high:
-        middle = (low + high) // 2
-        if own[middle] == hashes[middle]:
-            low = middle + 1
-        else:
-            high = middle
-    return low

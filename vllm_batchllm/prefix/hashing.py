@@ -8,7 +8,7 @@ position means equal tokens up to there), not their values.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from vllm_batchllm.prefix.optimum import TOKEN_BYTES, check_block_size, pack_tokens
 
@@ -43,3 +43,22 @@ def chain_packed(packed: bytes, block_size: int, namespace: bytes = b"") -> list
 def _namespace_key(namespace: bytes) -> bytes:
     """Return a blake2b key (at most 64 bytes) for a namespace of any length."""
     return hashlib.blake2b(namespace, digest_size=32).digest() if namespace else b""
+
+
+def num_equal(
+    left: Sequence[Hashable], right: Sequence[Hashable], start: int = 0, end: int | None = None
+) -> int:
+    """Leading hashes that two chained lists share, given that the first ``start`` are equal.
+
+    Looks no further than ``end``. Chained hashes are equal up to some position and different behind it, hence binary search.
+    """
+    low, high = start, min(len(left) if end is None else end, len(right))
+    if high > low and left[high - 1] == right[high - 1]:
+        return high
+    while low < high:
+        middle = (low + high) // 2
+        if left[middle] == right[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from vllm_batchllm.prefix.forest import PrefixNode
+    from vllm_batchllm.prefix.node import PrefixNode
 
 
 class ForestObserver(Protocol):

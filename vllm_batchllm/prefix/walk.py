@@ -11,7 +11,8 @@ from collections.abc import Hashable, Iterator
 from itertools import pairwise
 from typing import Generic, TypeVar
 
-from vllm_batchllm.prefix.forest import PrefixForest, PrefixNode
+from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.node import PrefixNode
 
 T = TypeVar("T", bound=Hashable)
 

@@ -16,10 +16,11 @@ admitted, so no setting can deadlock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vllm_batchllm.schedule.admission_options import AdmissionOptions
 from vllm_batchllm.schedule.candidate import Candidate
 from vllm_batchllm.schedule.cost_rule import Costs, Tightness
 from vllm_batchllm.schedule.counters import ScheduleCounters
@@ -39,24 +40,6 @@ STEPS_PER_LOOK = 4
 
 GUESS_RESERVE = 0.01
 """Share of the memory kept free for requests that turn out longer than expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionOptions:
-    """Options of admission, checked by ``BatchLLMConfig``.
-
-    quantile: of the output length, by which requests of unknown length are planned.
-    overcommit: multiple of the capacity that the peak may reach. pace: multiple of the number
-    of requests that pacing aims at, 0 for no pacing. Both None: by the cost rule.
-    threshold: the published rule instead of all this: a request starts while the blocks held,
-    its own included, stay within this share of the capacity (BatchLLM, arXiv 2412.03594: a
-    fixed M_threshold).
-    """
-
-    quantile: float = 0.8
-    overcommit: float | None = None
-    pace: float | None = None
-    threshold: float | None = None
 
 
 @dataclass(slots=True)
@@ -138,15 +121,17 @@ class Admission:
 
     def step(
         self,
-        request_ids: Sequence[str],
-        num_tokens: Sequence[int],
+        num_tokens: Mapping[str, int],
         *,
         num_waiting: int,
         num_free_blocks: int,
     ) -> None:
-        """A step begins. ``num_tokens``: prompt and output of each running request so far."""
+        """A step begins. ``num_tokens``: prompt and output of each running request so far.
+
+        Requests that were never admitted here are none of its business.
+        """
         self._refusal = None
-        for request_id in self._footprint.update(request_ids, num_tokens):
+        for request_id in self._footprint.update(num_tokens):
             self._predict_again(request_id)
         self._count_blocks(self.num_blocks - num_free_blocks)
         self.planner.step(self._capacity, num_waiting, bool(self._running))

@@ -8,12 +8,13 @@ of LightLLM), in physical blocks, with a block that several requests share count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vllm_batchllm.prefix.hashing import num_equal
 from vllm_batchllm.schedule.shared_runs import Ints, SharedRuns, blocks_held, with_room
 
 _SERIAL, _TOKENS, _FINAL, _SHARED = range(4)
@@ -123,16 +124,17 @@ class RunningFootprint:
         self._num_requests = end - 1
         self._runs.drop_ended(self._live(_SERIAL))
 
-    def update(self, request_ids: Sequence[str], num_tokens: Sequence[int]) -> list[str]:
-        """Set the tokens that running requests hold in this step.
+    def update(self, num_tokens: Mapping[str, int]) -> list[str]:
+        """Set the tokens that requests hold in this step; unknown ones are left out.
 
         Returns those that have outgrown their prediction; they count as ending with this step
-        until :meth:`expect` knows better. Raises KeyError if one is unknown.
+        until :meth:`expect` knows better.
         """
-        serials = [self._serial_of[request_id] for request_id in request_ids]
-        at = np.searchsorted(self._live(_SERIAL), np.asarray(serials, np.int64))
-        self._requests[_TOKENS, at] = num_tokens
-        outgrown = np.flatnonzero(self._live(_TOKENS) > self._live(_FINAL))
+        rows = self._requests[:, : self._num_requests]
+        get = num_tokens.get
+        held = np.array([get(request_id, -1) for request_id in self._ids], np.int64)
+        np.copyto(rows[_TOKENS], held, where=held >= 0)
+        outgrown = np.flatnonzero(rows[_TOKENS] > rows[_FINAL])
         return [self._ids[position] for position in outgrown]
 
     def expect(self, request_id: str, num_remaining: int) -> None:
@@ -195,10 +197,6 @@ class RunningFootprint:
         """Tokens that ``request_id`` holds in this step. Raises KeyError if unknown."""
         return int(self._requests[_TOKENS, self._position(request_id)])
 
-    def future_peak(self, newcomer: Newcomer | None = None) -> int:
-        """The highest point of :meth:`outlook`, in blocks."""
-        return self.outlook(newcomer).peak
-
     def _private_blocks(self, tokens: Ints, shared: Ints, times: Ints, num_alive: Ints) -> Ints:
         """Blocks behind the shared ones, at each of ``times``, of the first ``num_alive``.
 
@@ -235,7 +233,7 @@ class RunningFootprint:
     def _blocks_shared_with_last(self, hashes: Sequence[Any]) -> int:
         if not self._hashes:
             return 0
-        num_hashes = common_prefix(self._hashes[-1], hashes)
+        num_hashes = num_equal(self._hashes[-1], hashes)
         return num_hashes * self._tokens_per_hash // self._block_size
 
     def _blocks(self, num_tokens: int) -> int:
@@ -246,15 +244,3 @@ class RunningFootprint:
 
     def _live(self, column: int) -> Ints:
         return self._requests[column, : self._num_requests]
-
-
-def common_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """Number of leading blocks that two chained hash lists share, by binary search."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high) // 2
-        if left[middle] == right[middle]:
-            low = middle + 1
-        else:
-            high = middle
-    return low

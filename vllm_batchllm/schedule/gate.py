@@ -41,8 +41,8 @@ class GatedKVCacheManager(KVCacheManager):
         """vLLM's; None also where the admission refuses a request that would start."""
         admission = self.admission
         if (
-            admission is None
-            or request.status == RequestStatus.RUNNING
+            request.status is RequestStatus.RUNNING
+            or admission is None
             or request.request_id in admission
         ):
             return super().allocate_slots(request, *args, **kwargs)

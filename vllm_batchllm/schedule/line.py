@@ -13,7 +13,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from vllm_batchllm.prefix.forest import Load, PrefixForest, PrefixNode
+from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.node import Load, PrefixNode
 from vllm_batchllm.prefix.walk import DepthFirstWalk
 from vllm_batchllm.schedule.order import GroupOrder, LoneLoad, RankingOrder
 from vllm_batchllm.schedule.ranked_line import RankedLine

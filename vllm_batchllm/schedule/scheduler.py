@@ -26,7 +26,8 @@ from vllm_batchllm import compat
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.memory.block_pool import installed_pool
-from vllm_batchllm.schedule.admission import Admission, AdmissionOptions
+from vllm_batchllm.schedule.admission import Admission
+from vllm_batchllm.schedule.admission_options import admission_options
 from vllm_batchllm.schedule.cost_rule import platform_costs
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.feed import CounterFeed
@@ -133,11 +134,9 @@ class PrefixGroupMixin(Scheduler):
         )
 
     def _begin_step(self, admission: Admission) -> None:
-        known = [request for request in self.running if request.request_id in admission]
         manager = self.kv_cache_manager
         admission.step(
-            [request.request_id for request in known],
-            [request.num_tokens + request.num_output_placeholders for request in known],
+            {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running},
             num_waiting=len(self.waiting),
             num_free_blocks=manager.block_pool.get_num_free_blocks(),
         )
@@ -256,12 +255,3 @@ def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
     additional = vllm_config.additional_config
     section = additional.get(SECTION) if isinstance(additional, Mapping) else None
     return BatchLLMConfig.parse(section)
-
-
-def admission_options(config: BatchLLMConfig) -> AdmissionOptions | None:
-    """What ``config`` says about admission; None: as vLLM does."""
-    if config.admission_rule == "stock":
-        return None
-    if config.admission_rule == "threshold":
-        return AdmissionOptions(threshold=config.kv_threshold or 0.9)
-    return AdmissionOptions(config.quantile or 0.8, config.overcommit, config.pace)

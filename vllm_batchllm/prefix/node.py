@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node of the prefix forest: a run of blocks, and sums over everything that waits below it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from vllm_batchllm.prefix.hashing import num_equal
+
+T = TypeVar("T", bound=Hashable)
+Rank = Any  # totally ordered; smaller arrived earlier
+Key = Any  # totally ordered; smaller is opened earlier
+
+
+class Load(NamedTuple):
+    """Work that one waiting item brings, beside the blocks it may share.
+
+    num_output_tokens: expected output, tokens.
+    num_tail_tokens: prompt tokens behind the last full block, computed for this item alone.
+    """
+
+    num_output_tokens: int
+    num_tail_tokens: int
+
+
+NO_LOAD = Load(0, 0)
+
+
+class PrefixNode(Generic[T]):
+    """A run of blocks ``hashes[start:end]`` shared by everything at or below it.
+
+    ``num_waiting``, ``num_output_tokens`` and ``num_prompt_tokens`` sum over the whole subtree;
+    ``num_prompt_tokens`` counts each shared block once and leaves out runs already computed.
+    ``rank`` is that of the earliest arrival below. ``shelf`` belongs to the forest's observer.
+
+    Items that end here are in ``aligned`` if their prompt ends with the run's last block, else
+    in ``members``. The aligned come first: a prompt is never hit to its very end, so an aligned
+    one that came second would compute its last block again.
+    """
+
+    __slots__ = (
+        "aligned",
+        "children",
+        "computed",
+        "end",
+        "hashes",
+        "heap",
+        "key",
+        "members",
+        "num_output_tokens",
+        "num_prompt_tokens",
+        "num_waiting",
+        "parent",
+        "rank",
+        "shelf",
+        "start",
+    )
+
+    def __init__(
+        self,
+        hashes: Sequence[Hashable],
+        start: int,
+        end: int,
+        parent: PrefixNode[T] | None,
+        rank: Rank,
+    ) -> None:
+        self.hashes = hashes
+        self.start = start
+        self.end = end
+        self.parent = parent
+        self.rank = rank
+        self.children: dict[Hashable, PrefixNode[T]] | None = None
+        self.members: OrderedDict[T, Load] | None = None
+        self.aligned: OrderedDict[T, Load] | None = None
+        self.num_waiting = 0
+        self.num_output_tokens = 0
+        self.num_prompt_tokens = 0
+        self.computed = False
+        self.heap: list[tuple[Key, int, PrefixNode[T]]] | None = None
+        self.key: Key = None
+        self.shelf: Any = None
+
+    def ending_here(self) -> Iterator[T]:
+        """Items whose hashes end with this run, in the order in which they are served."""
+        yield from self.aligned or ()
+        yield from self.members or ()
+
+    def match_end(self, hashes: Sequence[Hashable]) -> int:
+        """First position where ``hashes`` leaves this node's run, given that it enters it."""
+        return num_equal(self.hashes, hashes, self.start + 1, self.end)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in this node's own run."""
+        return self.end - self.start
