@@ -51,7 +51,7 @@ class Runner:
         tokens = {name: prompt + made for name, (prompt, made) in self.running.items()}
         num_held = sum(-(-number // 4) for number in tokens.values())
         admission.step(
-            tokens,
+            lambda: tokens,
             num_waiting=len(waiting),
             num_free_blocks=admission.num_blocks - num_held,
         )
@@ -83,25 +83,25 @@ def test_known_lengths_never_exceed_the_memory() -> None:
 def test_a_request_that_ends_early_is_not_held_up_by_what_comes_after() -> None:
     """Two long ones will fill the memory, long after a short one has come and gone."""
     admission = make(20)
-    admission.step({}, num_waiting=3, num_free_blocks=20)
+    admission.step(dict, num_waiting=3, num_free_blocks=20)
     for name in "ab":
         admission.admitted(request(name, 4, 34))
     assert not admission.may_admit(request("long", 4, 34))
     assert admission.refusal == "peak"
-    admission.step({"a": 5, "b": 5}, num_waiting=1, num_free_blocks=16)
+    admission.step(lambda: {"a": 5, "b": 5}, num_waiting=1, num_free_blocks=16)
     assert admission.may_admit(request("short", 4, 4))
 
 
 def test_with_nothing_running_the_head_starts_however_large() -> None:
     admission = make(2)
-    admission.step({}, num_waiting=1, num_free_blocks=2)
+    admission.step(dict, num_waiting=1, num_free_blocks=2)
     assert admission.may_admit(request("huge", 400, 400), anything_running=False)
     assert admission.may_admit(request("huge", 400, 400)), "nothing of ours runs"
 
 
 def test_once_refused_nobody_else_starts_in_that_step() -> None:
     admission = make(10)
-    admission.step({}, num_waiting=3, num_free_blocks=10)
+    admission.step(dict, num_waiting=3, num_free_blocks=10)
     admission.admitted(request("a", 8, 8))
     assert not admission.may_admit(request("b", 40, 8))
     assert not admission.may_admit(request("c", 4, 1)), "it would overtake"
@@ -113,7 +113,7 @@ def test_once_refused_nobody_else_starts_in_that_step() -> None:
 def test_overcommitment_admits_more_but_not_into_the_next_steps() -> None:
     def admitted(overcommit: float) -> int:
         admission = make(30, overcommit=overcommit)
-        admission.step({}, num_waiting=99, num_free_blocks=30)
+        admission.step(dict, num_waiting=99, num_free_blocks=30)
         number = 0
         while number < 99 and admission.may_admit(request(str(number), 4, 40)):
             admission.admitted(request(str(number), 4, 40))
@@ -127,7 +127,7 @@ def test_overcommitment_admits_more_but_not_into_the_next_steps() -> None:
 
 def test_the_published_rule_looks_at_what_is_held_now() -> None:
     admission = make(20, threshold=0.5)
-    admission.step({}, num_waiting=9, num_free_blocks=20)
+    admission.step(dict, num_waiting=9, num_free_blocks=20)
     for number in range(5):
         assert admission.may_admit(request(str(number), 8, 400))
         admission.admitted(request(str(number), 8, 400))
@@ -150,7 +150,7 @@ def test_unknown_lengths_are_learned_and_hints_win() -> None:
     lengths = {str(n): 20 for n in range(60)}
     runner = Runner(admission, lengths)
     runner.run([request(str(n), 8, 2000, length_known=False) for n in range(60)])
-    admission.step({}, num_waiting=1, num_free_blocks=4000)
+    admission.step(dict, num_waiting=1, num_free_blocks=4000)
     before = admission.counters.predicted_tokens
     for name, hint, expected in (("x", None, 20), ("y", 7, 7)):
         admission.admitted(request(name, 8, 2000, length_known=False, hint=hint))
@@ -162,7 +162,7 @@ def test_unknown_lengths_are_learned_and_hints_win() -> None:
 
 def test_what_was_aborted_teaches_nothing_and_unknown_ids_are_ignored() -> None:
     admission = make(100)
-    admission.step({}, num_waiting=0, num_free_blocks=100)
+    admission.step(dict, num_waiting=0, num_free_blocks=100)
     admission.admitted(request("a", 8, 50, length_known=False))
     admission.finished("a", 3, learn=False)
     admission.finished("nobody", 3)
@@ -173,10 +173,11 @@ def test_what_was_aborted_teaches_nothing_and_unknown_ids_are_ignored() -> None:
 
 def test_requests_that_outgrow_their_prediction_are_predicted_again() -> None:
     admission = make(1000)
-    admission.step({}, num_waiting=0, num_free_blocks=1000)
+    admission.step(dict, num_waiting=0, num_free_blocks=1000)
     admission.admitted(request("a", 8, 2000, length_known=False, hint=5))
     for made in range(1, 40):
-        admission.step({"a": 8 + made}, num_waiting=0, num_free_blocks=900)
+        held = {"a": 8 + made}
+        admission.step(lambda held=held: held, num_waiting=0, num_free_blocks=900)
     assert admission._footprint.outlook().peak > (8 + 40) // 4, "it still counts as growing"
 
 
@@ -184,9 +185,9 @@ def test_several_kv_groups_are_read_off_the_pool() -> None:
     """Each block of tokens takes two blocks here, so half as many requests fit."""
     admission = make(40)
     for _ in range(60):
-        admission.step({}, num_waiting=1, num_free_blocks=40)
-        admission.admitted(request("a", 8, 400))
-        admission.step({"a": 8}, num_waiting=1, num_free_blocks=36)
+        admission.step(dict, num_waiting=1, num_free_blocks=40)
+        admission.admitted(request("a", 8, 400, length_known=False))
+        admission.step(lambda: {"a": 8}, num_waiting=1, num_free_blocks=36)
         admission.finished("a", 1, learn=False)
     assert admission._capacity == pytest.approx(20, abs=1)
 

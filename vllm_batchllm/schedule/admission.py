@@ -97,6 +97,8 @@ class Admission:
         self.planner = TightnessPlanner(
             block_size, costs, self.options.overcommit, self.options.pace, clock
         )
+        self._num_guessed = self._num_held = 0
+        self._tokens_held: Callable[[], Mapping[str, int]] | None = None
         self._refusal: Refusal | None = None
         self._stuck: str | None = None
         self._stuck_until = 0
@@ -121,24 +123,30 @@ class Admission:
 
     def step(
         self,
-        num_tokens: Mapping[str, int],
+        tokens_held: Callable[[], Mapping[str, int]],
         *,
         num_waiting: int,
         num_free_blocks: int,
     ) -> None:
-        """A step begins. ``num_tokens``: prompt and output of each running request so far.
+        """A step begins.
 
-        Requests that were never admitted here are none of its business.
+        tokens_held: prompt and output of each running request so far, asked for only where it
+        matters; requests that were never admitted here are none of its business.
         """
         self._refusal = None
-        for request_id in self._footprint.update(num_tokens):
-            self._predict_again(request_id)
-        self._count_blocks(self.num_blocks - num_free_blocks)
+        self._tokens_held = tokens_held
+        self._num_held = self.num_blocks - num_free_blocks
+        counters = self.counters
+        counters.num_memory_steps += 1
+        counters.held_blocks += self._num_held
+        counters.held_blocks_peak = max(counters.held_blocks_peak, self._num_held)
+        if self._num_guessed:  # one of them may have outgrown its prediction
+            self._update_footprint()
         self.planner.step(self._capacity, num_waiting, bool(self._running))
-        self.counters.overcommit = self.tightness.overcommit
-        self.counters.pace = self.tightness.pace or 0.0
-        if self.planner.has_chosen and (self.counters.pace or not self.counters.choice):
-            self.counters.choice = self.tightness.reason
+        counters.overcommit = self.tightness.overcommit
+        counters.pace = self.tightness.pace or 0.0
+        if self.planner.has_chosen and (counters.pace or not counters.choice):
+            counters.choice = self.tightness.reason
 
     def may_admit(self, candidate: Candidate, *, anything_running: bool = True) -> bool:
         """Whether ``candidate`` may start in this step; False ends the step's admissions.
@@ -176,6 +184,7 @@ class Admission:
         newcomer = self._newcomer(candidate, self._remaining(predicted, candidate.num_generated))
         num_shared = self._footprint.add(candidate.request_id, newcomer)
         num_own = -(-candidate.num_tokens // self._block_size) - num_shared
+        self._num_guessed += not candidate.length_known
         self._running[candidate.request_id] = _Running(candidate, predicted, num_own, groups)
         # A guess would make all lives look alike, and be paced as if they were.
         if candidate.length_known:
@@ -226,6 +235,7 @@ class Admission:
     def _judge(self, candidate: Candidate) -> Refusal | None:
         threshold = self.options.threshold
         if threshold is not None:
+            self._update_footprint()
             held = self._footprint.outlook(self._newcomer(candidate, 0), until=0).held
             return "peak" if held > threshold * self._capacity else None
         if not candidate.num_generated and len(self._running) + 1 > self.planner.max_running:
@@ -236,6 +246,7 @@ class Admission:
         sure = self._capacity * (1.0 - (0.0 if candidate.length_known else GUESS_RESERVE))
         if self._footprint.fits_whatever_happens(newcomer, int(sure)):
             return None
+        self._update_footprint()
         near = int(NEAR_BLOCKS * self._block_size)
         outlook = self._footprint.outlook(newcomer, near=near, until=remaining + 1)
         if outlook.near > sure or outlook.peak > self._capacity * self.tightness.overcommit:
@@ -270,22 +281,22 @@ class Admission:
         self._stuck = None
         running = self._running.pop(request_id, None)
         if running is not None:
+            self._num_guessed -= not running.candidate.length_known
             self._footprint.remove(request_id)
         return running
 
-    def _count_blocks(self, held: int) -> None:
-        """Compare the blocks held with what is known of them, and keep the books.
-
-        Where a model has several KV cache groups, a block of tokens takes several blocks; how
-        many is read off the pool.
-        """
-        counters = self.counters
-        counters.num_memory_steps += 1
-        counters.held_blocks += held
-        counters.held_blocks_peak = max(counters.held_blocks_peak, held)
+    def _update_footprint(self) -> None:
+        """Bring the footprint to this step, once a step; O(running)."""
+        if self._tokens_held is None:
+            return
+        for request_id in self._footprint.update(self._tokens_held()):
+            self._predict_again(request_id)
+        self._tokens_held = None
+        # Where a model has several KV cache groups, a block of tokens takes several blocks; how
+        # many is read off the pool.
         expected = self._footprint.held
         if expected:
-            self._blocks_per_block += 0.1 * (held / expected - self._blocks_per_block)
+            self._blocks_per_block += 0.1 * (self._num_held / expected - self._blocks_per_block)
             self._capacity = int(self.num_blocks / max(self._blocks_per_block, 1.0))
 
     def _count_refusal(self, refusal: Refusal) -> None:

@@ -136,13 +136,16 @@ class PrefixGroupMixin(Scheduler):
     def _begin_step(self, admission: Admission) -> None:
         manager = self.kv_cache_manager
         admission.step(
-            {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running},
+            self._tokens_held,
             num_waiting=len(self.waiting),
             num_free_blocks=manager.block_pool.get_num_free_blocks(),
         )
         if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
             put_victims_last(self.running, manager, self.block_size)
         self._tell_choice(admission)
+
+    def _tokens_held(self) -> dict[str, int]:
+        return {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running}
 
     def _tell_choice(self, admission: Admission) -> None:
         """Log what was chosen first, and whenever pacing starts or ends."""
