@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -69,6 +72,21 @@ def _is_supported(installed: str) -> bool:
 
 LEDGER: tuple[Touched, ...] = (*ENTRIES, *MEMORY)
 """Every symbol of vLLM that we touch."""
+
+
+@contextmanager
+def substituted(module: Any, name: str, replacement: Any) -> Iterator[None]:
+    """Let ``module`` find ``replacement`` under ``name`` inside the block, and no longer.
+
+    For classes that vLLM builds from a name in a module and offers no other way to choose. Not
+    for several threads that build schedulers at once.
+    """
+    original = getattr(module, name)
+    setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def install_counters_utility() -> None:

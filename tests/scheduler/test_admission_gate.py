@@ -14,6 +14,7 @@ from fake_engine import (
     model_output,
     run_overlapped,
 )
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched import scheduler as scheduler_module
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -223,3 +224,5 @@ def test_a_length_is_known_if_nothing_can_end_the_output_early() -> None:
     assert known(max_tokens=5)
     assert known(max_tokens=5, min_tokens=5, stop_token_ids=[3])
     assert not known(max_tokens=5, stop_token_ids=[3])
+    assert not known(max_tokens=5, stop="end")
+    assert not known(max_tokens=5, structured_outputs=StructuredOutputsParams(regex="a|b"))

@@ -13,6 +13,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 import vllm_batchllm
 from vllm_batchllm import compat
 from vllm_batchllm.schedule.queue import PrefixGroupQueue
+from vllm_batchllm.touched import Touched
 
 PACKAGE = Path(vllm_batchllm.__file__).parent
 
@@ -25,24 +26,30 @@ def test_each_symbol_is_there_with_the_parameters_we_use(entry: compat.Touched) 
     assert entry.why and entry.how and entry.until
 
 
-def test_every_vllm_attribute_that_we_override_or_assign_is_in_the_ledger() -> None:
-    """Private names of vLLM that our subclasses define must be written down."""
+@pytest.mark.parametrize(
+    ("path", "base", "upstream"),
+    [
+        ("llm.py", "StockLLM", "vllm:LLM"),
+        ("schedule/scheduler.py", "Scheduler", "vllm.v1.core.sched.scheduler:Scheduler"),
+        ("schedule/gate.py", "KVCacheManager", "vllm.v1.core.kv_cache_manager:KVCacheManager"),
+        ("memory/block_pool.py", "BlockPool", "vllm.v1.core.block_pool:BlockPool"),
+        (
+            "memory/free_list.py",
+            "FreeKVCacheBlockQueue",
+            "vllm.v1.core.kv_cache_utils:FreeKVCacheBlockQueue",
+        ),
+    ],
+)
+def test_every_vllm_method_that_we_override_is_in_the_ledger(path, base, upstream) -> None:
     known = {entry.path.rpartition(".")[2] for entry in compat.LEDGER}
-    for path, bases in (("llm.py", "StockLLM"), ("schedule/scheduler.py", "Scheduler")):
-        tree = ast.parse((PACKAGE / path).read_text())
-        for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
-            if bases not in {ast.unparse(base) for base in cls.bases}:
-                continue
-            upstream = compat.LEDGER[3].resolve() if bases == "Scheduler" else _stock_llm()
-            for method in (n for n in cls.body if isinstance(n, ast.FunctionDef)):
-                if hasattr(upstream, method.name) and not method.name.startswith("__"):
-                    assert method.name in known, f"{path}: {method.name}"
-
-
-def _stock_llm() -> type:
-    from vllm import LLM
-
-    return LLM
+    stock = Touched(upstream, "", "", "").resolve()
+    tree = ast.parse((PACKAGE / path).read_text())
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
+    ours = [n for n in classes if base in {ast.unparse(each) for each in n.bases}]
+    assert ours, f"{path} subclasses {base} no more"
+    for method in (n for cls in ours for n in cls.body if isinstance(n, ast.FunctionDef)):
+        if hasattr(stock, method.name) and not method.name.startswith("__"):
+            assert method.name in known, f"{path}: {method.name}"
 
 
 def test_the_queue_interface_has_not_grown() -> None:

@@ -8,8 +8,8 @@ can be asked for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from vllm.v1.core import kv_cache_coordinator
@@ -22,6 +22,7 @@ from vllm.v1.core.kv_cache_utils import (
 )
 from vllm.v1.request import Request
 
+from vllm_batchllm.compat import substituted
 from vllm_batchllm.memory.free_list import Place, ZonedFreeList
 from vllm_batchllm.memory.future import Future, Urgency
 from vllm_batchllm.prefix.forest import PrefixForest
@@ -216,17 +217,6 @@ class GlobalPrefixBlockPool(BlockPool):
             assert has_hash or not origins, "an origin without a hash"
 
 
-@contextmanager
-def installed_pool() -> Iterator[None]:
-    """Let KV cache coordinators that are built inside use :class:`GlobalPrefixBlockPool`.
-
-    vLLM builds the pool from a name in the coordinator's module and offers no other way. The
-    name is put back at the end, so schedulers built elsewhere keep vLLM's pool. Not for several
-    threads that build schedulers at once.
-    """
-    stock = kv_cache_coordinator.BlockPool
-    kv_cache_coordinator.BlockPool = GlobalPrefixBlockPool
-    try:
-        yield
-    finally:
-        kv_cache_coordinator.BlockPool = stock
+def installed_pool() -> AbstractContextManager[None]:
+    """Let KV cache coordinators that are built inside use :class:`GlobalPrefixBlockPool`."""
+    return substituted(kv_cache_coordinator, "BlockPool", GlobalPrefixBlockPool)

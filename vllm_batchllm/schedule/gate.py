@@ -9,8 +9,7 @@ vLLM's calls into its words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -18,6 +17,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched import scheduler as scheduler_module
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_batchllm.compat import substituted
 from vllm_batchllm.schedule.admission import Admission
 from vllm_batchllm.schedule.candidate import Candidate
 from vllm_batchllm.schedule.lengths import hint_from
@@ -82,20 +82,9 @@ class GatedKVCacheManager(KVCacheManager):
             self.admission.preempted(request.request_id)
 
 
-@contextmanager
-def installed_gate() -> Iterator[None]:
-    """Let schedulers that are built inside use :class:`GatedKVCacheManager`.
-
-    The scheduler builds its manager from a name in its module and offers no other way. The
-    name is put back at the end, so schedulers built elsewhere keep vLLM's manager. Not for
-    several threads that build schedulers at once.
-    """
-    stock = scheduler_module.KVCacheManager
-    scheduler_module.KVCacheManager = GatedKVCacheManager
-    try:
-        yield
-    finally:
-        scheduler_module.KVCacheManager = stock
+def installed_gate() -> AbstractContextManager[None]:
+    """Let schedulers that are built inside use :class:`GatedKVCacheManager`."""
+    return substituted(scheduler_module, "KVCacheManager", GatedKVCacheManager)
 
 
 def candidate_of(request: Request, max_model_len: int) -> Candidate:
@@ -130,5 +119,6 @@ def length_is_known(request: Request) -> bool:
         or params.stop_token_ids
         or params.stop
         or params.repetition_detection
+        or params.structured_outputs is not None
     )
     return not ends_early
