@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost of a scheduler step with many requests waiting, ours against stock vLLM's.
 
-    python benchmarks/step_cost.py --waiting 100000 --steps 150 --rounds 5
+    python benchmarks/step_cost.py --waiting 100000 --steps 300 --rounds 3
 
 Both schedulers are real and run on a fake KV config; outputs are made here. The cache holds
 everything and steps are wide, so that after the warm-up both arms run ``--running`` requests and
 admit equally many a step: the same work, differently ordered. Times are CPU times of this
-process; the arms alternate, and the ratio is the median over paired rounds. Prints JSON.
+process. The arms take turns step by step, because the machine's speed changes within seconds; a
+round's ratio is that of the times of all its steps. Prints JSON.
+
+``--arrival sorted`` queues the requests in prefix order, so that both arms admit in the same
+order: what is left is our code, without the price of requests scattered over memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -51,8 +56,8 @@ def make_prompts(num_requests: int, degree: int, prefix: int, suffix: int) -> li
     return prompts[:num_requests]
 
 
-def run(arm: str, model: str, prompts: list[list[int]], args: argparse.Namespace) -> list[float]:
-    """Seconds per step of ``schedule`` + ``update_from_output``, after a warm-up."""
+def new_scheduler(arm: str, model: str, prompts: list[list[int]], args: argparse.Namespace) -> Any:
+    """A scheduler of ``arm`` with all prompts waiting."""
     config = make_vllm_config(
         model,
         num_blocks=args.blocks,
@@ -63,46 +68,66 @@ def run(arm: str, model: str, prompts: list[list[int]], args: argparse.Namespace
     scheduler = make_scheduler(ARMS[arm], config)
     for request in make_requests(prompts, max_tokens=args.output):
         scheduler.add_request(request)
-    times = []
-    for _ in range(args.warmup + args.steps):
-        start = time.process_time()
-        output = scheduler.schedule()
-        scheduled = time.process_time()
-        made = model_output(scheduler, output)
-        updating = time.process_time()
-        scheduler.update_from_output(output, made)
-        times.append(scheduled - start + time.process_time() - updating)
-    assert len(scheduler.waiting) > 0, "too many steps: the queue ran empty"
-    return times[args.warmup :]
+    return scheduler
+
+
+def step(scheduler: Any) -> float:
+    """Seconds of one ``schedule`` and ``update_from_output``."""
+    start = time.process_time()
+    output = scheduler.schedule()
+    scheduled = time.process_time()
+    made = model_output(scheduler, output)
+    updating = time.process_time()
+    scheduler.update_from_output(output, made)
+    return scheduled - start + time.process_time() - updating
+
+
+def run(model: str, prompts: list[list[int]], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of every step behind the warm-up, by arm."""
+    schedulers = {arm: new_scheduler(arm, model, prompts, args) for arm in ARMS}
+    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    gc.collect()
+    gc.freeze()  # a full collection takes as long as many steps, and hits one arm by chance
+    for number in range(args.warmup + args.steps):
+        for arm in sorted(ARMS, reverse=bool(number % 2)):
+            seconds = step(schedulers[arm])
+            if number >= args.warmup:
+                times[arm].append(seconds)
+    assert all(scheduler.waiting for scheduler in schedulers.values()), "the queue ran empty"
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--waiting", type=int, default=100_000)
     parser.add_argument("--running", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--warmup", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=400_000)
     parser.add_argument("--output", type=int, default=64)
     parser.add_argument("--order", default="dfs")
+    parser.add_argument("--arrival", choices=("shuffled", "sorted"), default="shuffled")
     args = parser.parse_args()
     prompts = make_prompts(args.waiting, degree=16, prefix=128, suffix=32)
-    medians: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    if args.arrival == "sorted":
+        prompts.sort()
     with tempfile.TemporaryDirectory() as folder:
         model = model_folder(Path(folder))
-        for turn in range(args.rounds):
-            for arm in sorted(ARMS, reverse=bool(turn % 2)):
-                medians[arm].append(statistics.mean(run(arm, model, prompts, args)))
-    ratios = [b / s for s, b in zip(medians["stock"], medians["batchllm"], strict=True)]
+        rounds = [run(model, prompts, args) for _ in range(args.rounds)]
+    ratios = [sum(times["batchllm"]) / sum(times["stock"]) for times in rounds]
+    medians = {
+        arm: statistics.median(seconds for times in rounds for seconds in times[arm])
+        for arm in ARMS
+    }
     result = {
         "num_waiting": args.waiting,
         "num_running": args.running,
         "order": args.order,
-        **{
-            f"{arm}_ms_per_step": round(statistics.median(v) * 1e3, 3) for arm, v in medians.items()
-        },
-        "ratio_of_paired_rounds": round(statistics.median(ratios), 3),
+        "arrival": args.arrival,
+        **{f"{arm}_ms_of_median_step": round(v * 1e3, 3) for arm, v in medians.items()},
+        "ratio_of_medians": round(medians["batchllm"] / medians["stock"], 3),
+        "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
     print(json.dumps(result))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
@@ -21,7 +22,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from vllm_batchllm.metrics import loggers
 from vllm_batchllm.metrics.families import FAMILIES
 from vllm_batchllm.plugin import BATCHLLM_SCHEDULER
-from vllm_batchllm.schedule.feed import CARRIER
+from vllm_batchllm.schedule.feed import CARRIER, CounterFeed
 from vllm_batchllm.schedule.scheduler import create_scheduler
 
 SHARED = list(range(10, 42))
@@ -83,6 +84,7 @@ def names_of_ours() -> set[str]:
 def test_what_the_scheduler_counts_is_what_a_scrape_shows(llama) -> None:
     manager = manager_for(llama, BATCHLLM_SCHEDULER)
     scheduler = make_scheduler(create_scheduler, make_vllm_config(llama))
+    scheduler.batchllm_feed = CounterFeed(clock=itertools.count().__next__)  # due at every step
     before = 0.0
     for stats in run(scheduler):
         manager.record(stats, None)

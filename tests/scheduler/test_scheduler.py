@@ -185,7 +185,13 @@ def test_priority_comes_before_groups(llama) -> None:
 def test_preempted_requests_come_back_first_and_are_counted(llama) -> None:
     prompts = shared_documents(num_groups=4, members=5)
     scheduler = build(
-        BatchLLMScheduler, llama, prompts, num_blocks=40, max_num_seqs=10, max_tokens=60
+        BatchLLMScheduler,
+        llama,
+        prompts,
+        num_blocks=40,
+        max_num_seqs=10,
+        max_tokens=60,
+        options={"admission": "stock"},
     )
     num_seen, came_back, waiting_preempted = 0, [], set()
     while scheduler.has_unfinished_requests():

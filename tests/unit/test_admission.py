@@ -125,6 +125,30 @@ def test_overcommitment_admits_more_but_not_into_the_next_steps() -> None:
     assert loose < looser <= 30 // 3, "in six steps each holds three blocks"
 
 
+def test_what_is_certain_is_only_overcommitted_if_the_user_says_so() -> None:
+    """Steps are dear, so the rule would overcommit; known lengths make preemptions certain."""
+
+    def num_running(known: bool, **options: Any) -> int:
+        admission = make(30, STEP_BOUND, pace=0, **options)
+        admission.step(dict, num_waiting=99, num_free_blocks=30)
+        admission.admitted(request("kept", 4, 40, length_known=known))
+        for number in range(10):  # lives to choose by
+            admission.admitted(request(f"old {number}", 4, 40, length_known=known))
+            admission.finished(f"old {number}", 40)
+        for _ in range(20):
+            admission.step(lambda: {"kept": 5}, num_waiting=99, num_free_blocks=28)
+        assert options or admission.tightness.overcommit > 1
+        number = 1
+        while admission.may_admit(request(str(number), 4, 40, length_known=known)):
+            admission.admitted(request(str(number), 4, 40, length_known=known))
+            number += 1
+        return number
+
+    assert num_running(known=True) == 2, "11 blocks each at the end"
+    assert num_running(known=True, overcommit=1.5) == 4
+    assert num_running(known=False) == 4
+
+
 def test_the_published_rule_looks_at_what_is_held_now() -> None:
     admission = make(20, threshold=0.5)
     admission.step(dict, num_waiting=9, num_free_blocks=20)

@@ -75,6 +75,21 @@ def test_lives_that_do_not_grow_are_never_paced(num_waiting) -> None:
     assert choose(PLATFORM_COSTS["cpu"], workload(flat, num_waiting=num_waiting)).pace is None
 
 
+def test_lives_shorter_than_two_blocks_are_not_paced_since_they_hardly_grow() -> None:
+    for steps, pace in ((63, None), (64, 1.0)):
+        short = dataclasses.replace(EVEN, steps=steps)
+        chosen = choose(PLATFORM_COSTS["cpu"], workload(short, block_size=32, num_waiting=512))
+        assert chosen.pace == pace
+
+
+def test_the_ages_of_those_running_count_where_only_short_lives_have_ended() -> None:
+    seen = dataclasses.replace(EVEN, steps=16, holding_steps=16)
+    costs = PLATFORM_COSTS["cpu"]
+    young = choose(costs, workload(seen, mean_age=8)).overcommit
+    old = choose(costs, workload(seen, mean_age=200)).overcommit
+    assert (young, old) == (1.0, MAX_OVERCOMMIT)
+
+
 def test_lives_of_all_lengths_are_not_paced_since_they_mix_by_themselves() -> None:
     chosen = choose(PLATFORM_COSTS["cpu"], workload(SKEWED, num_waiting=100_000))
     assert chosen.pace is None

@@ -143,3 +143,32 @@ def test_a_failure_switches_the_feed_off_and_is_said_once(bad, monkeypatch) -> N
 
 def test_a_field_that_moved_does_not_stop_the_engine() -> None:
     CounterFeed().load(SimpleNamespace(), ScheduleCounters().to_dict)
+
+
+def test_while_the_engine_is_busy_changes_wait_for_the_next_load_and_none_is_lost() -> None:
+    now_s = 100.0
+    feed, counters = CounterFeed(clock=lambda: now_s), ScheduleCounters()
+    sums: Sums[str] = Sums()
+    for _ in range(50):
+        counters.step(3)
+        stats = stats_of_vllm()
+        feed.load(stats, counters.to_dict, can_wait=True)
+        sums.update(unload(stats))
+        now_s += feed_module.PERIOD_S / 10
+    assert 0 < sums["num_steps"] < 50, "not every step was worth a load"
+    stats = stats_of_vllm()
+    feed.load(stats, counters.to_dict)
+    sums.update(unload(stats))
+    assert (sums["num_steps"], sums["num_scheduled_tokens"]) == (50, 150)
+
+
+def test_a_busy_engine_loads_once_a_period() -> None:
+    times = iter(range(10_000))
+    feed, counters = CounterFeed(clock=lambda: next(times) * 1e-3), ScheduleCounters()
+    loads = 0
+    for _ in range(1000):
+        counters.step(1)
+        stats = stats_of_vllm()
+        feed.load(stats, counters.to_dict, can_wait=True)
+        loads += bool(unload(stats))
+    assert 8 <= loads <= 1000 * 1e-3 / feed_module.PERIOD_S + 2

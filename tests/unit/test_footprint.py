@@ -178,3 +178,19 @@ def test_the_common_prefix_of_chained_hashes(left, right) -> None:
     while same < min(len(left), len(right)) and left[same] == right[same]:
         same += 1
     assert num_equal(*chained) == same
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 30)), max_size=8))
+def test_the_mean_age_weighs_requests_by_what_they_hold(requests) -> None:
+    footprint = RunningFootprint(block_size=4)
+    for name, (num_tokens, _) in enumerate(requests):
+        footprint.add(str(name), Newcomer((), num_tokens, 99))
+    held = {str(name): first + age for name, (first, age) in enumerate(requests)}
+    footprint.update(held)
+    total = sum(held.values())
+    expected = sum(held[str(name)] * age for name, (_, age) in enumerate(requests))
+    assert footprint.mean_age == pytest.approx(expected / total if total else 0.0)
+    assert footprint.tokens == total
+    if requests:
+        footprint.remove("0")
+        assert footprint.tokens == total - held["0"]

@@ -175,7 +175,9 @@ class GlobalPrefixBlockPool(BlockPool):
         """Remember a prefix that ends in ``block``; the shortest, which most can use, first."""
         origin = Origin(hashes, position, hashes[position])
         known = self._origins[block.block_id]
-        if all(other.hash != origin.hash for other in known):
+        if not known:
+            self._origins[block.block_id] = (origin,)
+        elif all(other.hash != origin.hash for other in known):
             together = sorted((*known, origin), key=lambda each: each.position)
             self._origins[block.block_id] = tuple(together)
 

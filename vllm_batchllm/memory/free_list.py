@@ -83,7 +83,9 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
             taken: list[KVCacheBlock] = super().popleft_n(n)
         else:
             taken = [self._pop_unneeded() for _ in range(min(n, num_unneeded))]
-        self.num_garbage += sum(block.block_hash is not None for block in taken)
+        for block in taken:
+            if block.block_hash is not None:
+                self.num_garbage += 1
         for _ in range(n - len(taken)):
             block = self._blocks[self._future.last()]
             self.remove(block)

@@ -106,7 +106,10 @@ class Future:
 
     def __bool__(self) -> bool:
         """Whether anybody waits in a watched forest."""
-        return any(watched.forest for watched in self._watched)
+        for watched in self._watched:  # noqa: SIM110 - asked for every block, no generator
+            if watched.forest:
+                return True
+        return False
 
     def watch(
         self,

@@ -16,18 +16,22 @@ import numpy as np
 
 from vllm_batchllm.schedule.pace import MeanLife
 
-MAX_OVERCOMMIT = 1.2
+MAX_OVERCOMMIT = 1.5
 """Beyond this, trials gained no more steps."""
 
 EVEN_SPREAD = 0.25
 """Lives that differ by more (standard deviation / mean) even out their ages by themselves."""
 
+MIN_PACED_BLOCKS = 2.0
+"""Lives of fewer blocks of output are not paced: they hardly grow, so there is nothing to even out,
+and the first cohorts leave memory idle (``industry``, ``micro-1000-1000-d16``)."""
+
 LAST_WAVE = 1.0
 """Pacing ends when no more wait than the memory holds: those may be large together."""
 
-RECOMPUTED_PER_RECLAIMED = 2.0
-"""Tokens recomputed per token of KV that preemptions give back, as trials showed: a victim's
-last block is never full, and it may be preempted again."""
+RECOMPUTED_PER_RECLAIMED = 0.7
+"""Tokens recomputed per token of KV that preemptions give back. On the scheduler ring 0.5 to 0.8:
+what the victim shares stays cached, and most of what is overcommitted is never claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class CostMeter:
     """
 
     _TYPICAL = np.array([1.0, 256.0, 32.0, 16384.0])
+    _BATCH = 16
 
     def __init__(self, prior: Costs, prior_steps: float = 20.0, memory_steps: int = 1000) -> None:
         self._prior = np.array([prior.step_s, prior.prefill_s, prior.decode_s, prior.kv_s])
@@ -92,26 +97,35 @@ class CostMeter:
         self._keep = 1.0 - 1.0 / memory_steps
         self._matrix = np.zeros((4, 4))
         self._vector = np.zeros(4)
-        self._latest = self._prior
+        self._pending: list[tuple[float, int, int, int, float]] = []
         self.num_steps = 0
 
     def observe(self, seconds: float, num_prefill: int, num_decode: int, num_kv: int) -> None:
         """A step took ``seconds``. A pause (ten times what was expected) is cut down."""
         if not seconds > 0:
             return
-        row = np.array([1.0, num_prefill, num_decode, num_kv])
-        if self.num_steps >= 20:
-            if self.num_steps % 20 == 0:
-                self._latest = self._solve()
-            seconds = min(seconds, 10.0 * float(row @ self._latest))
-        self._matrix = self._keep * self._matrix + np.outer(row, row)
-        self._vector = self._keep * self._vector + seconds * row
+        self._pending.append((1.0, num_prefill, num_decode, num_kv, seconds))
         self.num_steps += 1
+        if len(self._pending) == self._BATCH:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Add the pending steps to the sums; together, as one by one would cost the step."""
+        observed = np.array(self._pending)
+        rows, seconds = observed[:, :4], observed[:, 4]
+        if self.num_steps > len(self._pending):
+            seconds = np.minimum(seconds, 10.0 * (rows @ self._solve()))
+        self._pending.clear()
+        kept = self._keep ** np.arange(len(rows), -1, -1.0)
+        weighted = rows * kept[1:, None]
+        self._matrix = kept[0] * self._matrix + weighted.T @ rows
+        self._vector = kept[0] * self._vector + seconds @ weighted
 
     def costs(self) -> Costs:
         """The best estimate so far; none of the figures is negative."""
-        self._latest = self._solve()
-        return Costs(*map(float, self._latest))
+        if self._pending:
+            self._take_in()
+        return Costs(*map(float, self._solve()))
 
     def _solve(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         matrix = self._matrix + self._prior_matrix
@@ -133,7 +147,8 @@ class Workload:
 
     capacity_blocks: KV blocks there are. block_size: tokens in one. num_waiting: requests to
     come. life: means over the latest lives; None if there were none. pacing: whether starts
-    are being paced now.
+    are being paced now. mean_age: steps that the running requests have run so far, weighted by
+    memory; 0 if their ends are known.
     """
 
     capacity_blocks: int
@@ -141,6 +156,7 @@ class Workload:
     num_waiting: int
     life: MeanLife | None
     pacing: bool = False
+    mean_age: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +190,10 @@ def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
     life = workload.life
     if life is None:
         return 1.0, "overcommit 1: no lives seen"
-    saved_s = life.holding_steps * costs.step_s
+    # Short lives are over first: at the beginning the lives seen say nothing of the long ones that
+    # fill the memory. Of those, at any moment, half has passed on average.
+    holding_steps = max(life.holding_steps, 2.0 * workload.mean_age)
+    saved_s = holding_steps * costs.step_s
     capacity_tokens = workload.capacity_blocks * workload.block_size
     lost_s = RECOMPUTED_PER_RECLAIMED * capacity_tokens * costs.prefill_s
     ratio = saved_s / lost_s if lost_s else math.inf
@@ -197,6 +216,8 @@ def _choose_pace(workload: Workload) -> tuple[float | None, int, str]:
         return None, 1, "no pace: nothing to plan with"
     if life.spread > EVEN_SPREAD:
         return None, 1, f"no pace: lives spread by {life.spread:.2f} of their mean"
+    if life.steps < MIN_PACED_BLOCKS * workload.block_size:
+        return None, 1, f"no pace: lives of {life.steps:.0f} steps are short"
     waves = workload.num_waiting * life.blocks / workload.capacity_blocks
     if workload.pacing:
         if waves >= LAST_WAVE:

@@ -12,6 +12,7 @@ processes: sums over these are then right.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -29,6 +30,9 @@ OCCUPANCY = "kv_occupancy"
 OTHER_HITS = "hit_tokens_other"
 """Hit tokens at admission that no level of the prefix tree accounts for."""
 
+PERIOD_S = 0.1
+"""Seconds between two loads while the engine is busy; nobody reads them more often."""
+
 _MICRO = 1_000_000  # the map holds whole numbers only
 _FRACTIONAL = {OCCUPANCY} | {
     item.name for item in fields(ScheduleCounters) if item.type in ("float", float)
@@ -44,18 +48,24 @@ class CounterFeed:
     A failure switches the feed off, with one warning; it never reaches the engine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._sent: dict[str, int] = {}
         self._is_off = False
+        self._clock = clock
+        self._due_s = 0.0
 
-    def load(self, stats: Any, snapshot: Callable[[], Mapping[str, Any]]) -> None:
+    def load(
+        self, stats: Any, snapshot: Callable[[], Mapping[str, Any]], *, can_wait: bool = False
+    ) -> None:
         """Put the changes since the last call on ``stats``; None (statistics are off) is left.
 
         snapshot: gives the counters as :meth:`ScheduleCounters.to_dict` does; not called when
             there is nothing to put them on.
+        can_wait: more steps will come, so do nothing if the last load was just now.
         """
-        if stats is None or self._is_off:
+        if stats is None or self._is_off or (can_wait and self._clock() < self._due_s):
             return
+        self._due_s = self._clock() + PERIOD_S
         try:
             changes = self.changes(snapshot())
             getattr(stats, CARRIER).update((PREFIX + name, n) for name, n in changes.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from vllm_batchllm.prefix.hashing import num_equal
 from vllm_batchllm.schedule.shared_runs import Ints, SharedRuns, blocks_held, with_room
 
-_SERIAL, _TOKENS, _FINAL, _SHARED = range(4)
+_SERIAL, _TOKENS, _FINAL, _SHARED, _FIRST = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +76,14 @@ class RunningFootprint:
         self._ids: list[str] = []
         self._serial_of: dict[str, int] = {}
         self._next_serial = 0
-        self._requests: Ints = np.empty((4, 64), np.int64)
-        self._num_requests = 0
+        self._gone: list[int] = []
+        self._rows: Ints = np.empty((5, 64), np.int64)
+        self._num_rows = 0
         self._runs = SharedRuns()
-        self._final_own = 0
+        self._final_own = self._num_tokens = 0
 
     def __len__(self) -> int:
-        return self._num_requests
+        return len(self._serial_of)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._serial_of
@@ -98,31 +100,29 @@ class RunningFootprint:
         serial = self._next_serial
         self._next_serial += 1
         if shared:
-            last = self._num_requests - 1
-            neighbour, covered = map(int, self._requests[[_SERIAL, _SHARED], last])
+            last = self._requests[:, -1]
+            neighbour, covered = int(last[_SERIAL]), int(last[_SHARED])
             if self._runs.join(serial, shared, neighbour, covered):
-                self._requests[_SHARED, last] = shared
+                last[_SHARED] = shared
                 self._final_own -= shared - covered
         self._serial_of[request_id] = serial
         self._hashes.append(newcomer.hashes)
         self._ids.append(request_id)
-        self._requests = with_room(self._requests, self._num_requests)
-        row = (serial, newcomer.num_tokens, newcomer.num_tokens + newcomer.num_remaining, shared)
-        self._requests[:, self._num_requests] = row
-        self._num_requests += 1
-        self._final_own += self._blocks(newcomer.num_tokens + newcomer.num_remaining) - shared
+        final = newcomer.num_tokens + newcomer.num_remaining
+        self._rows = with_room(self._rows, self._num_rows)
+        tokens = newcomer.num_tokens
+        self._rows[:, self._num_rows] = (serial, tokens, final, shared, tokens)
+        self._num_rows += 1
+        self._final_own += self._blocks(final) - shared
+        self._num_tokens += newcomer.num_tokens
         return shared
 
     def remove(self, request_id: str) -> None:
-        """Forget a request that finished or was preempted. Raises KeyError if unknown."""
-        at = self._position(request_id)
-        del self._serial_of[request_id]
-        del self._hashes[at], self._ids[at]
-        rows, end = self._requests, self._num_requests
-        self._final_own -= self._blocks(int(rows[_FINAL, at])) - int(rows[_SHARED, at])
-        rows[:, at : end - 1] = rows[:, at + 1 : end]
-        self._num_requests = end - 1
-        self._runs.drop_ended(self._live(_SERIAL))
+        """Forget a request that finished or was preempted. Raises KeyError if unknown. O(1).
+
+        Its row goes when somebody looks: many end in one step, and go together.
+        """
+        self._gone.append(self._serial_of.pop(request_id))
 
     def update(self, num_tokens: Mapping[str, int]) -> list[str]:
         """Set the tokens that requests hold in this step; unknown ones are left out.
@@ -130,19 +130,20 @@ class RunningFootprint:
         Returns those that have outgrown their prediction; they count as ending with this step
         until :meth:`expect` knows better.
         """
-        rows = self._requests[:, : self._num_requests]
+        rows = self._requests
         get = num_tokens.get
         held = np.array([get(request_id, -1) for request_id in self._ids], np.int64)
         np.copyto(rows[_TOKENS], held, where=held >= 0)
+        self._num_tokens = int(rows[_TOKENS].sum())
         outgrown = np.flatnonzero(rows[_TOKENS] > rows[_FINAL])
         return [self._ids[position] for position in outgrown]
 
     def expect(self, request_id: str, num_remaining: int) -> None:
         """Predict anew that ``request_id`` runs for ``num_remaining`` steps behind this one."""
         at = self._position(request_id)
-        before, after = int(self._requests[_FINAL, at]), int(self._requests[_TOKENS, at])
-        after += num_remaining
-        self._requests[_FINAL, at] = after
+        row = self._requests[:, at]
+        before, after = int(row[_FINAL]), int(row[_TOKENS]) + num_remaining
+        row[_FINAL] = after
         self._final_own += self._blocks(after) - self._blocks(before)
 
     def fits_whatever_happens(self, newcomer: Newcomer, num_blocks: int) -> bool:
@@ -162,7 +163,7 @@ class RunningFootprint:
         ``near`` and ``until``: steps that count for the two high points; None: all of them,
         until the last request has finished.
         """
-        requests = self._requests[:, : self._num_requests]
+        requests = self._requests
         remaining = np.maximum(requests[_FINAL] - requests[_TOKENS], 0)
         sizes, ends = self._runs.sizes_and_ends(requests[_SERIAL], remaining)
         if newcomer is not None:
@@ -190,8 +191,19 @@ class RunningFootprint:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all running requests, shared ones counted as often as they are shared."""
-        return int(self._live(_TOKENS).sum())
+        """Tokens of all running requests, shared ones counted as often as they are shared.
+
+        As of the last :meth:`update`, and of each request's start.
+        """
+        self._let_go()
+        return self._num_tokens
+
+    @property
+    def mean_age(self) -> float:
+        """Steps that they have run, each weighted by its tokens; 0.0 if nothing runs. O(n)."""
+        tokens = self._live(_TOKENS)
+        total = int(tokens.sum())
+        return float((tokens - self._live(_FIRST)) @ tokens) / total if total else 0.0
 
     def num_tokens(self, request_id: str) -> int:
         """Tokens that ``request_id`` holds in this step. Raises KeyError if unknown."""
@@ -220,7 +232,7 @@ class RunningFootprint:
     ) -> tuple[Ints, Ints, Ints]:
         """Requests, and sizes and ends of runs, as they would be with ``newcomer`` admitted."""
         shared = self._blocks_shared_with_last(newcomer.hashes)
-        row = np.array([[-1], [newcomer.num_tokens], [-1], [shared]])
+        row = np.array([[-1], [newcomer.num_tokens], [-1], [shared], [newcomer.num_tokens]])
         requests = np.concatenate((requests, row), axis=1)
         if shared:
             serial, covered = map(int, requests[[_SERIAL, _SHARED], -2])
@@ -231,6 +243,7 @@ class RunningFootprint:
         return requests, sizes, ends
 
     def _blocks_shared_with_last(self, hashes: Sequence[Any]) -> int:
+        self._let_go()
         if not self._hashes:
             return 0
         num_hashes = num_equal(self._hashes[-1], hashes)
@@ -243,4 +256,30 @@ class RunningFootprint:
         return int(np.searchsorted(self._live(_SERIAL), self._serial_of[request_id]))
 
     def _live(self, column: int) -> Ints:
-        return self._requests[column, : self._num_requests]
+        live: Ints = self._requests[column]
+        return live
+
+    @property
+    def _requests(self) -> Ints:
+        """The rows of those that run, in order of admission; a view."""
+        self._let_go()
+        return self._rows[:, : self._num_rows]
+
+    def _let_go(self) -> None:
+        """Drop the rows of the removed. O(running), once for all of them."""
+        if not self._gone:
+            return
+        rows = self._rows[:, : self._num_rows]
+        stays = np.ones(self._num_rows, bool)
+        stays[np.searchsorted(rows[_SERIAL], self._gone)] = False
+        leaving = rows[:, ~stays]
+        own = -(-leaving[_FINAL] // self._block_size) - leaving[_SHARED]
+        self._final_own -= int(own.sum())
+        self._num_tokens -= int(leaving[_TOKENS].sum())
+        kept = rows[:, stays]
+        self._num_rows = kept.shape[1]
+        self._rows[:, : self._num_rows] = kept
+        self._hashes = list(compress(self._hashes, stays))
+        self._ids = list(compress(self._ids, stays))
+        self._gone.clear()
+        self._runs.drop_ended(kept[_SERIAL])

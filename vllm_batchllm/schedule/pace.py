@@ -9,7 +9,7 @@ memory stays full, and it holds capacity / (mean blocks held over a life) reques
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import islice
 
@@ -128,13 +128,15 @@ class Lives:
         """Read off the latest lives, laid over each other."""
         num_steps = max(round(mean_steps), 1)
         total = np.zeros(num_steps)
-        sample = list(islice(reversed(self._latest), SAMPLE))
-        for life in sample:
+        sample = Counter(islice(reversed(self._latest), SAMPLE))  # many are alike
+        for life, number in sample.items():
             profile = life.profile()[:num_steps]
-            total[: len(profile)] += profile / len(sample)
+            total[: len(profile)] += profile * (number / sample.total())
+        twice = np.concatenate((total, total))
+        starts = [[at * num_steps // m for at in range(m)] for m in range(1, MAX_COHORTS + 1)]
         return tuple(
-            float(np.mean([np.roll(total, -(at * num_steps) // m) for at in range(m)], 0).max())
-            for m in range(1, MAX_COHORTS + 1)
+            float(np.max(sum(twice[start : start + num_steps] for start in some)) / len(some))
+            for some in starts
         )
 
     def _count(self, life: Life, sign: int) -> None:

@@ -50,6 +50,7 @@ class TightnessPlanner:
         self._began_s: float | None = None
         self._work: tuple[int, int, int] | None = None
         self._capacity = self._num_waiting = self._num_steps = 0
+        self._mean_age: Callable[[], float] = float
 
     @property
     def has_chosen(self) -> bool:
@@ -65,8 +66,19 @@ class TightnessPlanner:
         """Measure nothing from now on."""
         self._clock = None
 
-    def step(self, capacity_blocks: int, num_waiting: int, anything_running: bool) -> None:
-        """A step begins; with nothing running, what comes is planned by its own lives."""
+    def step(
+        self,
+        capacity_blocks: int,
+        num_waiting: int,
+        anything_running: bool,
+        mean_age: Callable[[], float] = float,
+    ) -> None:
+        """A step begins; with nothing running, what comes is planned by its own lives.
+
+        mean_age: steps that those running have run, weighted by memory; 0 if their ends are
+        known. Asked for only where a choice is made.
+        """
+        self._mean_age = mean_age
         self._measure(anything_running)
         self._num_steps += 1
         self._capacity, self._num_waiting = capacity_blocks, num_waiting
@@ -104,7 +116,12 @@ class TightnessPlanner:
         assert self._life is not None
         is_paced = math.isfinite(self._pace.max_running)
         workload = Workload(
-            self._capacity, self._block_size, self._num_waiting, self._life, is_paced
+            self._capacity,
+            self._block_size,
+            self._num_waiting,
+            self._life,
+            is_paced,
+            self._mean_age(),
         )
         self.tightness = self._by_hand(choose(self.costs, workload))
 

@@ -38,6 +38,7 @@ class PrefixGroupQueue(RequestQueue):
         pool: is told of the forests of waiting requests, so that it keeps their blocks; those
             given back are the most urgent of their priority.
         expect: output expected of a request, tokens; None for its ``max_tokens``.
+        on_peek: called whenever the head is looked at, which vLLM does before it admits.
 
     ``len`` and truth value are O(1); peek and pop amortised O(log n); removal O(depth).
     """
@@ -51,6 +52,7 @@ class PrefixGroupQueue(RequestQueue):
         clock: Callable[[], float] = time.monotonic,
         pool: GlobalPrefixBlockPool | None = None,
         expect: Callable[[Request], int] | None = None,
+        on_peek: Callable[[], None] | None = None,
     ) -> None:
         self._new_line: Callable[[], AdmissionLine[Request]] = partial(
             line_for(order), order, block_size, max_wait_s, clock
@@ -58,6 +60,7 @@ class PrefixGroupQueue(RequestQueue):
         self._by_priority = by_priority
         self._pool = pool
         self._expect = expect
+        self._on_peek = on_peek
         self._lines: dict[int, AdmissionLine[Request]] = {}
         self._priorities: list[int] = []
         self._listed: set[int] = set()
@@ -81,6 +84,8 @@ class PrefixGroupQueue(RequestQueue):
 
     def peek_request(self) -> Request:
         """The request to be admitted next. Raises IndexError when the queue is empty."""
+        if self._on_peek is not None:
+            self._on_peek()
         if self._head is None:
             start_s = time.perf_counter()
             self._head = self._first_line().peek()

@@ -27,7 +27,7 @@ from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.memory.block_pool import installed_pool
 from vllm_batchllm.schedule.admission import Admission
-from vllm_batchllm.schedule.admission_options import admission_options
+from vllm_batchllm.schedule.admission_options import AdmissionOptions, admission_options
 from vllm_batchllm.schedule.cost_rule import platform_costs
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.feed import CounterFeed
@@ -61,9 +61,11 @@ class PrefixGroupMixin(Scheduler):
         self._check_async_mode(vllm_config)
         self.batchllm_config = config_of(vllm_config)
         shares_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
+        options = admission_options(self.batchllm_config) if shares_prefixes else None
         with ExitStack() as stack:
             if shares_prefixes:
                 stack.enter_context(installed_pool())
+            if options is not None:
                 stack.enter_context(installed_gate())
             super().__init__(vllm_config, *args, **kwargs)
         self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
@@ -71,10 +73,9 @@ class PrefixGroupMixin(Scheduler):
         self._told_pacing: bool | None = None
         self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         self.batchllm_counters.max_tokens_held = self._max_tokens_held()
-        self.admission = self._make_admission() if shares_prefixes else None
+        self.admission = self._make_admission(options) if options is not None else None
         if shares_prefixes:
             self.waiting = self._make_queue()
-            self.kv_cache_manager.admission = self.admission
         compat.install_counters_utility()
         logger.info(
             "Scheduler: batchllm (%s), order=%s, max_wait_s=%s, policy=%s, hash block=%d tokens%s",
@@ -116,15 +117,14 @@ class PrefixGroupMixin(Scheduler):
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """vLLM's figures of the step, with what our counters gained since the last one."""
         stats = super().make_stats(*args, **kwargs)
-        self.batchllm_feed.load(stats, self.batchllm_snapshot)
+        is_busy = self.has_unfinished_requests()
+        self.batchllm_feed.load(stats, self.batchllm_snapshot, can_wait=is_busy)
         return stats
 
-    def _make_admission(self) -> Admission | None:
-        options = admission_options(self.batchllm_config)
-        if options is None:
-            return None
-        return Admission(
-            self.kv_cache_manager.num_usable_blocks,
+    def _make_admission(self, options: AdmissionOptions) -> Admission:
+        manager = self.kv_cache_manager
+        manager.admission = Admission(
+            manager.num_usable_blocks,
             self.block_size,
             platform_costs("cpu" if current_platform.is_cpu() else "cuda"),
             options,
@@ -132,9 +132,12 @@ class PrefixGroupMixin(Scheduler):
             tokens_per_hash=self.hash_block_size,
             lag=self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode,
         )
+        admission: Admission = manager.admission
+        return admission
 
     def _begin_step(self, admission: Admission) -> None:
         manager = self.kv_cache_manager
+        manager.close()
         admission.step(
             self._tokens_held,
             num_waiting=len(self.waiting),
@@ -163,6 +166,7 @@ class PrefixGroupMixin(Scheduler):
             max_wait_s=self.batchllm_config.max_wait_s,
             pool=self.kv_cache_manager.block_pool,
             expect=self._expected_output if order.dynamic else None,
+            on_peek=self.kv_cache_manager.open if self.admission is not None else None,
         )
 
     def _expected_output(self, request: Request) -> int:

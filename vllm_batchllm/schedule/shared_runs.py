@@ -26,12 +26,8 @@ class SharedRuns:
     def __init__(self) -> None:
         self._table: Ints = np.empty((4, 64), np.int64)
         self._number = 0
-
-    @property
-    def num_blocks(self) -> int:
+        self.num_blocks = 0
         """Blocks of all runs together."""
-        runs = self._runs
-        return int((runs[_END] - runs[_START]).sum())
 
     def join(self, serial: int, shared: int, neighbour: int, covered: int) -> bool:
         """Let request ``serial`` share the first ``shared`` blocks of ``neighbour``.
@@ -47,6 +43,7 @@ class SharedRuns:
             at = int(cut[0])
             upper = (int(runs[_START, at]), shared, int(runs[_FIRST, at]), serial)
             runs[_START, at] = shared
+            self.num_blocks -= shared - upper[0]
             self._append(upper)
         elif shared > covered:
             self._append((covered, shared, neighbour, serial))
@@ -61,6 +58,7 @@ class SharedRuns:
         alive = low < high
         kept = self._runs[:, alive]
         self._number = kept.shape[1]
+        self.num_blocks = int((kept[_END] - kept[_START]).sum())
         self._table[:, : self._number] = kept
 
     def sizes_and_ends(self, serials: Ints, remaining: Ints) -> tuple[Ints, Ints]:
@@ -115,6 +113,7 @@ class SharedRuns:
     def _append(self, run: tuple[int, int, int, int]) -> None:
         self._table = with_room(self._table, self._number)
         self._table[:, self._number] = run
+        self.num_blocks += run[_END] - run[_START]
         self._number += 1
 
 
