@@ -138,8 +138,6 @@ class Admission:
         counters.num_memory_steps += 1
         counters.held_blocks += self._num_held
         counters.held_blocks_peak = max(counters.held_blocks_peak, self._num_held)
-        if self._num_guessed:  # one of them may have outgrown its prediction
-            self._update_footprint()
         self.planner.step(self._capacity, num_waiting, bool(self._running), self._mean_age)
         counters.overcommit = self.tightness.overcommit
         counters.pace = self.tightness.pace or 0.0
@@ -241,6 +239,8 @@ class Admission:
         predicted = self._predict(candidate, candidate.groups(), candidate.num_generated)
         remaining = self._remaining(predicted, candidate.num_generated)
         newcomer = self._newcomer(candidate, remaining)
+        if self._num_guessed:  # one of them may have outgrown its prediction
+            self._update_footprint()
         if self._footprint.fits_whatever_happens(newcomer, self._capacity):
             return None
         self._update_footprint()
