@@ -38,7 +38,7 @@ ENVIRONMENT = {
 
 SMALL = (
     *("--dtype", "float32", "--enforce-eager", "--block-size", "32"),
-    *("--max-model-len", "768", "--max-num-seqs", "32", "--num-gpu-blocks-override", "128"),
+    *("--max-model-len", "768", "--max-num-seqs", "32", "--num-gpu-blocks-override", "72"),
 )
 """A server whose memory is short: a few requests of full length fill it."""
 
@@ -51,6 +51,8 @@ class LiveServer:
     log: Path
     process: subprocess.Popen[bytes]
     family: list[psutil.Process] = field(default_factory=list)
+    num_survivors: int = 0
+    """Processes that had to be killed after the end."""
 
     def get(self, path: str, timeout_s: float = 60) -> httpx.Response:
         """``GET path``. Raises httpx.HTTPError where there is no answer, or a bad one."""
@@ -94,7 +96,7 @@ class LiveServer:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            self.end_survivors()
+            self.num_survivors = self.end_survivors()
 
     def remember_family(self) -> None:
         """Note the processes that belong to this server now."""

@@ -77,14 +77,15 @@ class Load:
         draw = self._draw
         self._num_asked += 1
         priority = draw.choice([0] * 6 + [1, 2, -1, draw.randrange(10**6)])
-        common = {"max_tokens": draw.randint(1, 48), "ignore_eos": True, "priority": priority}
+        common = {"max_tokens": draw.randint(1, 48), "priority": priority}
+        common["ignore_eos"] = draw.random() < 0.5  # else the length is not known before
         changed: dict[str, dict[str, Any]] = {
             "stream": {"stream": True},
-            "abort": {"stream": True, "max_tokens": 400},
+            "abort": {"stream": True, "max_tokens": 400, "ignore_eos": True},
             "sampled": {"temperature": 0.8, "seed": draw.randrange(2**31), "ignore_eos": False},
             "salted": {"cache_salt": f"tenant {draw.randrange(1000)}"},
             "hinted": {"ignore_eos": False, "vllm_xargs": {"expected_output_tokens": 20}},
-            "long": {"max_tokens": 300},
+            "long": {"max_tokens": 300, "ignore_eos": True},
             "bad": {"temperature": -1},
         }
         return completion(self._prompt(kind), **common | changed.get(kind, {}))
