@@ -119,7 +119,7 @@ def serving(
     *words: str,
     scheduler: str = "batchllm",
     options: Sequence[str] = SMALL,
-    timeout_s: float = 300,
+    timeout_s: float = 420,
 ) -> Iterator[LiveServer]:
     """A server on ``model`` while the block runs; its log and the probe's plugin are in ``folder``.
 
