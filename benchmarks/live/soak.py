@@ -130,7 +130,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         "engine process, MB": {"resident memory": [s["rss"] / 1e6 for s in samples]},
         "requests": {name: [s[name] for s in samples] for name in ("waiting", "running")},
         "forest": {name: [s[name] for s in samples] for name in ("forest_nodes", "heap_entries")},
-        "kept": {
+        "kept (groups: at most 4,096)": {
             name: [s[name] for s in samples]
             for name in ("estimator_groups", "origin_hashes", "blocks_held")
         },
@@ -142,10 +142,10 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         for name, values in lines.items():
             axes.plot(minutes, values, label=name.replace("_", " "), linewidth=1)
         axes.set_ylabel(title)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.25 * max(map(max, lines.values())) or 1)
         axes.axvspan(0, WARM_UP_SHARE * figures["load_s"] / 60, color="#00000010")
         axes.axvline(figures["load_s"] / 60, color="#8a8f98", linewidth=0.8)
-        axes.legend(loc="upper right", fontsize="small")
+        axes.legend(loc="upper right", fontsize="small", ncols=len(lines))
     axes.set_xlabel("minutes; grey: warm-up; line: end of the load")
     figure.savefig(path, dpi=110)
 
