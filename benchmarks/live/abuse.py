@@ -149,8 +149,11 @@ def log_problems(server: LiveServer) -> list[str]:
     number = server.num_survivors
     problems = [f"{number} processes outlived the server"] if number else []
     text = server.log.read_text(errors="replace")
-    if "EngineDeadError" in text or "EngineCore encountered a fatal error" in text:
-        problems.append("the engine died")
+    before_the_end = text.partition("[shutdown]")[0]
+    if "EngineDeadError" in before_the_end or "EngineCore encountered a fatal error" in text:
+        problems.append("the engine died")  # behind SIGTERM vLLM's front end may find it gone
+    if "EngineCore: request processing complete" not in text:
+        problems.append("the engine did not end of itself")
     return problems
 
 
