@@ -8,9 +8,11 @@ LINTED := setup.py vllm_batchllm patches tests benchmarks
 MODEL := models/SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+ABUSE_ARGS ?=
+SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast lint format bench clean
+.PHONY: help setup model demo test test-fast lint format bench abuse soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
@@ -46,6 +48,12 @@ format: setup ## let ruff format and mend what it can
 
 bench: setup ## A/B of stock, sorted and batchllm (options: BENCH_ARGS="...")
 	.venv/bin/vllm-batchllm bench $(BENCH_ARGS)
+
+abuse: model ## a real server under abuse, full size (about 5 minutes; options: ABUSE_ARGS="...")
+	$(PY) benchmarks/live/abuse.py $(ABUSE_ARGS)
+
+soak: model ## 10 minutes of mixed load on a real server; curve in results/soak (SOAK_ARGS="...")
+	$(PY) benchmarks/live/soak.py $(SOAK_ARGS)
 
 clean: ## remove .venv, caches and build files; models/ and results/ stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,8 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from vllm_batchllm.brief import in_brief
+
 SECTION = "batchllm"
 """Key of our options inside vLLM's ``additional_config``."""
+
+MAX_COUNT = 10**9
+"""No number of requests that an option gives is larger."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -30,14 +35,14 @@ class BatchLLMConfig:
     """Longest wait of any request, seconds: one that waits longer is admitted next and its
     group with it. None for no limit: right for a batch, where only the makespan counts."""
 
-    lookahead: Annotated[int, Field(ge=1)] | None = None
+    lookahead: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     """``LLM`` only: at most this many unfinished requests in the engine at once; None queues
     the whole batch before the first step."""
 
     dedupe: bool = True
     """``LLM`` only: compute exact duplicates under greedy decoding once."""
 
-    max_num_seqs_ceiling: Annotated[int, Field(ge=1)] | None = None
+    max_num_seqs_ceiling: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     """Up to this many requests at once instead of vLLM's default, where the user did not set
     ``max_num_seqs``; never fewer than that default. None decides by the device."""
 
@@ -94,7 +99,8 @@ class BatchLLMConfig:
             return options
         if not isinstance(options, Mapping):
             raise TypeError(
-                f"batchllm options must be a mapping such as {{'order': 'dfs'}}, got {options!r}"
+                "batchllm options must be a mapping such as {'order': 'dfs'}, "
+                f"got {in_brief(options)}"
             )
         for key in options:
             if key not in OPTIONS:
@@ -121,9 +127,10 @@ OPTIONS = tuple(field.name for field in fields(BatchLLMConfig))
 
 
 def _unknown_key(key: object, value: object) -> str:
-    close = difflib.get_close_matches(str(key), OPTIONS, n=1, cutoff=0.0)
+    close = difflib.get_close_matches(str(key)[:80], OPTIONS, n=1, cutoff=0.0)
     return (
-        f"unknown batchllm option {key!r} (value {value!r}); did you mean {close[0]!r}? "
+        f"unknown batchllm option {in_brief(key)} (value {in_brief(value)}); "
+        f"did you mean {close[0]!r}? "
         f"Known options: {', '.join(OPTIONS)}"
     )
 
@@ -132,7 +139,8 @@ def _bad_value(error: Any) -> str:
     if not error["loc"]:  # several options together
         return str(error["ctx"]["error"])
     key = str(error["loc"][0])
-    return f"batchllm option {key!r} = {error['input']!r} is not allowed; allowed: {allowed(key)}"
+    value = in_brief(error["input"])
+    return f"batchllm option {key!r} = {value} is not allowed; allowed: {allowed(key)}"
 
 
 def allowed(key: str) -> str:

@@ -5,71 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from conftest import ENGINE
+from live_server import SERVED_NAME, LiveServer, serving
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-VLLM = Path(sys.executable).with_name("vllm")
-
-
-@dataclass(frozen=True)
-class Server:
-    url: str
-    log: Path
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
 
 @pytest.fixture(scope="module")
-def server(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    port = free_port()
-    log = tmp_path_factory.mktemp("serve") / "log.txt"
-    words = [VLLM, "serve", smollm2, "--scheduler", "batchllm", "--served-model-name", "smollm2"]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    words += ["--block-size", "32", "--max-model-len", "768", "--max-num-seqs", "6"]
-    words += ["--num-gpu-blocks-override", str(ENGINE["num_gpu_blocks_override"])]
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    with log.open("w") as sink:
-        process = subprocess.Popen(words, stdout=sink, stderr=subprocess.STDOUT, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_healthy(process, url, log)
-        yield Server(url, log)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5)
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-        else:
-            return
-    raise AssertionError(f"the server did not start: {log.read_text()[-3000:]}")
+def server(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    options = ["--dtype", "float32", "--enforce-eager", "--block-size", "32"]
+    options += ["--max-model-len", "768", "--max-num-seqs", "6"]
+    options += ["--num-gpu-blocks-override", str(ENGINE["num_gpu_blocks_override"])]
+    with serving(smollm2, tmp_path_factory.mktemp("serve"), options=options) as running:
+        yield running
 
 
 def test_the_server_says_what_was_chosen(server) -> None:
@@ -86,7 +39,7 @@ def test_openai_client_gets_stocks_answers_group_by_group(server, stock) -> None
 
     async def ask(prompt: str) -> str:
         answer = await client.completions.create(
-            model="smollm2", prompt=prompt, max_tokens=6, temperature=0
+            model=SERVED_NAME, prompt=prompt, max_tokens=6, temperature=0
         )
         return answer.choices[0].text
 
@@ -105,20 +58,19 @@ def test_chat_and_a_bad_request(server) -> None:
     ask = client.chat.completions.create
     question = [{"role": "user", "content": "What is the capital of France?"}]
     with pytest.raises(BadRequestError, match="768"):
-        ask(model="smollm2", messages=[{"role": "user", "content": "word " * 900}])
-    answer = ask(model="smollm2", messages=question, max_tokens=12, temperature=0)
+        ask(model=SERVED_NAME, messages=[{"role": "user", "content": "word " * 900}])
+    answer = ask(model=SERVED_NAME, messages=question, max_tokens=12, temperature=0)
     assert "Paris" in (answer.choices[0].message.content or "")
 
 
-def scrape(server: Server) -> dict[str, float]:
+def scrape(server: LiveServer) -> dict[str, float]:
     """``GET /metrics``: value by sample name, summed over labels."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
+    text = server.get("/metrics").text
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith("vllm_batchllm:"):
-                assert sample.labels["model_name"] == "smollm2" and sample.labels["engine"] == "0"
+                assert sample.labels["model_name"] == SERVED_NAME and sample.labels["engine"] == "0"
             values[sample.name] = values.get(sample.name, 0.0) + sample.value
     return values
 
@@ -131,7 +83,7 @@ def test_metrics_tell_exactly_what_was_sent(server) -> None:
     prompt_tokens, num_requests, num_outputs = 0, 4, 5
     for number in range(num_requests):  # one after the other: a step per output token
         answer = client.completions.create(
-            model="smollm2",
+            model=SERVED_NAME,
             prompt="Counting the same things twice costs twice. " * 12 + f"Item {number}:",
             max_tokens=num_outputs,
             temperature=0,

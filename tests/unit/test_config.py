@@ -33,7 +33,13 @@ def test_defaults_and_round_trip() -> None:
         ({"max_wait_s": -1}, r"'max_wait_s' = -1 is not allowed; allowed: a number > 0"),
         ({"max_wait_s": float("nan")}, r"'max_wait_s' = nan is not allowed"),
         ({"max_wait_s": "10"}, r"'max_wait_s' = '10' is not allowed"),
-        ({"lookahead": 0}, r"'lookahead' = 0 is not allowed; allowed: a whole number >= 1 or null"),
+        ({"lookahead": 0}, r"'lookahead' = 0 is not allowed; allowed: a whole number >= 1 and <= "),
+        ({"lookahead": 2 * 10**9}, r"'lookahead' = 2000000000 is not allowed"),
+        ({"max_num_seqs_ceiling": 2 * 10**9}, r"'max_num_seqs_ceiling' = 2000000000 is not"),
+        ({"max_wait_s": 2e9}, r"'max_wait_s' = 2000000000.0 is not allowed"),
+        ({"overcommit": 101}, r"'overcommit' = 101 is not allowed"),
+        ({"pace": 101}, r"'pace' = 101 is not allowed"),
+        ({"kv_threshold": 1.1}, r"'kv_threshold' = 1.1 is not allowed"),
         ({"lookahead": True}, r"'lookahead' = True is not allowed"),
         ({"dedupe": "yes"}, r"'dedupe' = 'yes' is not allowed; allowed: true, false"),
         ({"dedupe": 1, "lookahead": -3}, r"'lookahead' = -3 .*; batchllm option 'dedupe' = 1"),
@@ -42,6 +48,32 @@ def test_defaults_and_round_trip() -> None:
 def test_bad_options_are_named_with_what_is_allowed(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         BatchLLMConfig.parse(options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": "x" * 100_000},
+        {"lookahead": 10**5000},
+        {"lookahead": list(range(100_000))},
+        {"max_wait_s": {"x" * 100_000: "y" * 100_000}},
+        {"x" * 100_000: "y" * 100_000},
+        ["x" * 100_000] * 100,
+    ],
+    ids=["long word", "long number", "long list", "long mapping", "long key", "no mapping"],
+)
+def test_a_refusal_is_short_whatever_is_refused(options) -> None:
+    with pytest.raises((ValueError, TypeError)) as refusal:
+        BatchLLMConfig.parse(options)
+    assert len(str(refusal.value)) < 1000 and "\n" not in str(refusal.value)
+
+
+def test_every_option_has_bounds_or_a_list_of_values() -> None:
+    """No option takes text or numbers without limit."""
+    for name in OPTIONS:
+        words = allowed(name)
+        is_listed = "'" in words or "true, false" in words
+        assert is_listed or ("<" in words and ">" in words), f"{name}: {words}"
 
 
 def test_every_order_can_be_chosen() -> None:

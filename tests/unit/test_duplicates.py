@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from vllm_batchllm.offline.duplicates import MAX_LEADERS, DuplicateTable
+from types import SimpleNamespace
+
+from vllm_batchllm.offline.duplicates import MAX_LEADERS, DuplicateTable, may_share_answer
 
 
 class Params:
@@ -41,3 +43,12 @@ def test_one_prompt_with_ever_new_parameters_stays_cheap() -> None:
         table.add(prompt(1), Params(number), 0, str(number))
     assert Params.comparisons <= 2000 * MAX_LEADERS
     assert table.leader(prompt(1), Params(MAX_LEADERS - 1), 0) == str(MAX_LEADERS - 1)
+
+
+def test_a_salt_an_adapter_or_sampling_keeps_duplicates_apart() -> None:
+    greedy = SimpleNamespace(temperature=0, n=1)
+    assert may_share_answer(prompt(1, 2), greedy, None)
+    assert not may_share_answer(prompt(1, 2) | {"cache_salt": "tenant"}, greedy, None)
+    assert not may_share_answer(prompt(1, 2), greedy, object())
+    assert not may_share_answer(prompt(1, 2), SimpleNamespace(temperature=0.5, n=1), None)
+    assert not may_share_answer(prompt(1, 2), SimpleNamespace(temperature=0, n=2), None)

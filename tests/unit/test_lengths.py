@@ -169,6 +169,22 @@ def test_bad_hints_are_refused_by_name_and_value(value) -> None:
     assert repr(value) in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [2**31, 10**5000, -(10**5000), "x" * 10**6, "1\nERROR a forged line", [4] * 10**6, {"a": {}}],
+    ids=["large", "huge", "huge and negative", "long", "two lines", "long list", "mapping"],
+)
+def test_hints_are_bounded_and_so_are_the_words_that_refuse_them(value) -> None:
+    """They come from clients, and the refusal goes into the server's log."""
+    with pytest.raises(ValueError, match=r"'expected_output_tokens' = .* not allowed") as refusal:
+        hint_from({HINT: value})
+    assert len(str(refusal.value)) < 400 and "\n" not in str(refusal.value)
+
+
+def test_the_largest_hint_is_taken() -> None:
+    assert hint_from({HINT: 2**31 - 1}) == 2**31 - 1
+
+
 def test_hints_are_read_from_the_extra_arguments_of_a_request() -> None:
     assert hint_from(None) is None
     assert hint_from({"other": 1}) is None

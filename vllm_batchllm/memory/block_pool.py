@@ -110,6 +110,8 @@ class GlobalPrefixBlockPool(BlockPool):
         )
         self._num_groups = max(self._num_groups, kv_cache_group_id + 1)
         hashes, ratio = request.block_hashes, block_size // self.hash_block_size
+        if 0 < num_cached_blocks < num_full_blocks:
+            self._share_hashes(hashes, blocks[num_cached_blocks - 1], num_cached_blocks * ratio)
         for index in range(num_cached_blocks, num_full_blocks):
             block = blocks[index]
             is_skipped = block_mask is not None and not block_mask[index - num_cached_blocks]
@@ -171,6 +173,21 @@ class GlobalPrefixBlockPool(BlockPool):
                     self.free_block_queue.refile(copy)
         return removed
 
+    def _share_hashes(self, hashes: list[Hashable], hit: KVCacheBlock, num_hashes: int) -> None:
+        """Have ``hashes`` consist of the objects that the origin of ``hit`` consists of.
+
+        ``hit`` ends the first ``num_hashes`` of them. The blocks of a request keep its hash list
+        when it has left, and thousands may have asked about one document: equal lists of one's
+        own would weigh ten times as much as lists of the same objects.
+        """
+        last = num_hashes - 1
+        for known, position, own_hash in self._origins[hit.block_id]:
+            if position != last or known is hashes or own_hash is hashes[last]:
+                continue
+            if last < len(known) and own_hash == known[last] == hashes[last]:
+                hashes[:num_hashes] = known[:num_hashes]
+                return
+
     def _note_origin(self, block: KVCacheBlock, hashes: Sequence[Hashable], position: int) -> None:
         """Remember a prefix that ends in ``block``; the shortest, which most can use, first."""
         origin = Origin(hashes, position, hashes[position])
@@ -184,7 +201,7 @@ class GlobalPrefixBlockPool(BlockPool):
     def _place_of(self, block: KVCacheBlock) -> Place | None:
         """Where a free block is to be filed, or None if nobody waits for it."""
         for hashes, position, own_hash in self._origins[block.block_id]:
-            if position >= len(hashes) or hashes[position] is not own_hash:
+            if position >= len(hashes) or hashes[position] != own_hash:
                 continue
             found = self._future.find(hashes, position)
             if found is not None and self._is_hit(block, own_hash):

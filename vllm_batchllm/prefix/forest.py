@@ -118,6 +118,8 @@ class PrefixForest(Generic[T]):
                 if current.num_waiting == 0:
                     assert parent.children is not None
                     del parent.children[current.hashes[current.start]]
+                    if not parent.children:  # nor does an idle forest keep whom its heap knew
+                        parent.heap = None
                     if self.observer is not None:
                         self.observer.on_removed(current)
                 elif self._dynamic and not admitted:

@@ -152,13 +152,20 @@ class PrefixGroupQueue(RequestQueue):
         line = self._lines[priority]
         line.remove(request, admitted=admitted)
         if not line and self._by_priority:
-            del self._lines[priority]
-            if self._pool is not None:
-                self._pool.unwatch(line.recall)
-                self._pool.unwatch(line.forest)
+            self._drop_line(priority)
         self._num_waiting -= 1
         self._head = None
         self.plan_s += time.perf_counter() - start_s
+
+    def _drop_line(self, priority: int) -> None:
+        """Forget an empty line; and, once most are of this kind, priorities without a line."""
+        line = self._lines.pop(priority)
+        if self._pool is not None:
+            self._pool.unwatch(line.recall)
+            self._pool.unwatch(line.forest)
+        if len(self._priorities) > 2 * len(self._lines) + 64:
+            self._listed = set(self._lines)
+            self._priorities = sorted(self._lines)  # a sorted list is a heap
 
     def _class_of(self, request: Request) -> int:
         return request.priority if self._by_priority else 0

@@ -50,7 +50,9 @@ class RankedLine(Generic[T]):
     def remove(self, item: T) -> None:
         """Take ``item`` out. Raises KeyError if it does not stand here."""
         del self._serial_of[item]
-        if len(self._heap) > 2 * len(self._serial_of) + 64:
+        if not self._serial_of:  # an idle line keeps nobody who has left
+            self._heap.clear()
+        elif len(self._heap) > 2 * len(self._serial_of) + 64:
             self._heap = self._living()
             heapq.heapify(self._heap)
 
