@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from vllm_batchllm.shown import shown
+
 SECTION = "batchllm"
 """Key of our options inside vLLM's ``additional_config``."""
 
@@ -94,7 +96,8 @@ class BatchLLMConfig:
             return options
         if not isinstance(options, Mapping):
             raise TypeError(
-                f"batchllm options must be a mapping such as {{'order': 'dfs'}}, got {options!r}"
+                f"batchllm options must be a mapping such as {{'order': 'dfs'}}, "
+                f"got {shown(options)}"
             )
         for key in options:
             if key not in OPTIONS:
@@ -121,9 +124,10 @@ OPTIONS = tuple(field.name for field in fields(BatchLLMConfig))
 
 
 def _unknown_key(key: object, value: object) -> str:
-    close = difflib.get_close_matches(str(key), OPTIONS, n=1, cutoff=0.0)
+    word = key[:100] if isinstance(key, str) else ""
+    close = difflib.get_close_matches(word, OPTIONS, n=1, cutoff=0.0)
     return (
-        f"unknown batchllm option {key!r} (value {value!r}); did you mean {close[0]!r}? "
+        f"unknown batchllm option {shown(key)} (value {shown(value)}); did you mean {close[0]!r}? "
         f"Known options: {', '.join(OPTIONS)}"
     )
 
@@ -132,7 +136,8 @@ def _bad_value(error: Any) -> str:
     if not error["loc"]:  # several options together
         return str(error["ctx"]["error"])
     key = str(error["loc"][0])
-    return f"batchllm option {key!r} = {error['input']!r} is not allowed; allowed: {allowed(key)}"
+    value = shown(error["input"])
+    return f"batchllm option {key!r} = {value} is not allowed; allowed: {allowed(key)}"
 
 
 def allowed(key: str) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_batchllm.shown import shown
+
 HINT = "expected_output_tokens"
 """Key of the hint inside ``SamplingParams.extra_args``."""
 
@@ -33,7 +35,7 @@ def checked_hint(value: object) -> int:
     """``value`` if it is a whole number of at least 1. Raises ValueError as hint_from does."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
-            f"hint {HINT!r} = {value!r} is not allowed; allowed: a whole number >= 1 "
+            f"hint {HINT!r} = {shown(value)} is not allowed; allowed: a whole number >= 1 "
             "(tokens of output), or no hint"
         )
     return value
