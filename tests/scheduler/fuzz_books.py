@@ -106,6 +106,9 @@ class Books:
             assert account.end is None, f"{request_id} is aborted, but has ended ({account.end})"
             account.end = "aborted"
 
+    def num_deliveries(self) -> int:
+        return sum(account.num_deliveries for account in self.accounts.values())
+
     def check_all_have_ended(self) -> None:
         assert not self.open(), f"requests without an end: {sorted(self.open())}"
         for request_id, account in self.accounts.items():

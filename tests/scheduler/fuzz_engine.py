@@ -19,6 +19,10 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 
+PATIENCE = 60
+"""Steps in which somebody must get a token or end; the longest prompt takes 15."""
+
+
 class Clock:
     """Seconds that go by as they are asked for, never twice the same and always alike."""
 
@@ -111,10 +115,14 @@ class FuzzEngine:
         """No more arrivals: everything ends, in no more steps than all would take alone."""
         self.scheduler.set_pause_state(PauseState.UNPAUSED)
         most = self.num_steps + self._steps_at_most()
+        seen, seen_at = -1, self.num_steps
         while self.has_work:
-            assert self.num_steps < most, f"{self._left()} left after all those steps"
             self.step()
             self.check()
+            if self.books.num_deliveries() != seen:
+                seen, seen_at = self.books.num_deliveries(), self.num_steps
+            assert self.num_steps - seen_at < PATIENCE, f"stuck: {self._left()}"
+            assert self.num_steps < most, f"{self._left()} left after all those steps"
         self.check_empty()
 
     def _steps_at_most(self) -> int:

@@ -24,6 +24,10 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import Request
 
+Arriving = tuple[dict[str, Any], dict[str, Any]]
+arriving = st.tuples(arrivals, transfers)
+DISTURBANCES = ["evict", "reset", "reset, preempt all", "reset, preempt all", "abort all"]
+
 
 class EngineMachine(RuleBasedStateMachine):
     """One engine, from its start until it is empty again."""
@@ -36,13 +40,17 @@ class EngineMachine(RuleBasedStateMachine):
         self.num_requests = 0
         self.grammars: list[Future[Any]] = []
 
-    @initialize(setup=setups)
-    def start(self, setup: dict[str, Any]) -> None:
+    @initialize(setup=setups, arrivals=st.lists(arriving, min_size=1, max_size=12))
+    def start(self, setup: dict[str, Any], arrivals: list[Arriving]) -> None:
         self.engine = make_engine(self.model, self.feature, self.is_async, setup)
         self.capacity = (setup["num_blocks"] - 6) * 4
+        self.add_all(arrivals)
 
-    @rule(arrivals=st.lists(st.tuples(arrivals, transfers), min_size=1, max_size=6))
-    def add(self, arrivals: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    @rule(arrivals=st.lists(arriving, min_size=1, max_size=6))
+    def add(self, arrivals: list[Arriving]) -> None:
+        self.add_all(arrivals)
+
+    def add_all(self, arrivals: list[Arriving]) -> None:
         for arrival, transfer in arrivals:
             self.accept(arrival, transfer if self.feature == "connector" else None)
             self.done("add")
@@ -139,10 +147,16 @@ class EngineMachine(RuleBasedStateMachine):
         self.done("grammar")
 
     @rule(how=st.lists(st.sampled_from(["", "", "", "throttle", "abort"]), max_size=10))
-    def run(self, how: list[str]) -> None:
+    def run_with_aborts(self, how: list[str]) -> None:
         for position, way in enumerate(how):
             aborts = self.known()[position::7] if way == "abort" else ()
             self.engine.step(throttle=way == "throttle", aborts=aborts)
+            self.done("step")
+
+    @rule(num_steps=st.integers(1, 12))
+    def run(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.engine.step()
             self.done("step")
 
     def known(self) -> list[str]:
@@ -158,26 +172,20 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(states=st.lists(st.sampled_from(PauseState), min_size=1, max_size=3))
     def pause(self, states: list[PauseState]) -> None:
-        for state in states:
+        for state in (*states, PauseState.UNPAUSED):
             self.engine.scheduler.set_pause_state(state)
             self.engine.step()
             self.done("pause")
 
-    @rule()
-    def abort_all(self) -> None:
-        """As pausing in the mode "abort" does, and a shutdown."""
-        self.engine.abort(None)
-        self.done("abort")
-
-    @rule(reset_running=st.booleans())
-    def reset_prefix_cache(self, reset_running: bool) -> None:
-        self.engine.reset_prefix_cache(reset_running)
-        self.done("reset")
-
-    @rule(first=st.integers(1, 20))
-    def evict(self, first: int) -> None:
-        pool_of(self.engine.scheduler).evict_blocks({first, first + 1})
-        self.done("evict")
+    @rule(how=st.sampled_from(DISTURBANCES), first=st.integers(1, 20))
+    def disturb(self, how: str, first: int) -> None:
+        if how == "evict":
+            pool_of(self.engine.scheduler).evict_blocks({first, first + 1})
+        elif how == "abort all":  # as pausing in the mode "abort" does, and a shutdown
+            self.engine.abort(None)
+        else:
+            self.engine.reset_prefix_cache(how == "reset, preempt all")
+        self.done(how)
 
     def done(self, what: str) -> None:
         self.budget.count(what)

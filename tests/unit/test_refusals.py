@@ -31,9 +31,9 @@ def test_any_value_can_be_shown() -> None:
     assert shown(deep) == "[[[[...]]]]"
 
 
-@pytest.mark.parametrize("value", [HUGE, "x" * 10**6, [[[[[[]]]]]]])
+@pytest.mark.parametrize("value", [HUGE, "x" * 10**6, [[[[[[]]]]]]], ids=["huge", "long", "deep"])
 def test_options_of_any_size_are_named_in_few_words(value: object) -> None:
-    with pytest.raises(ValueError, match="batchllm option 'dedupe' = .{1,200} is not allowed"):
+    with pytest.raises(ValueError, match=r"batchllm option 'dedupe' = .{1,200} is not allowed"):
         BatchLLMConfig.parse({"dedupe": value})
     with pytest.raises(ValueError, match=r"unknown batchllm option 'x' \(value .{1,200}\)"):
         BatchLLMConfig.parse({"x": value})
@@ -41,9 +41,9 @@ def test_options_of_any_size_are_named_in_few_words(value: object) -> None:
         hint_from({HINT: [value]})
 
 
-@pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000])
+@pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
 def test_option_values_that_python_cannot_read_are_refused_as_text(text: str) -> None:
-    with pytest.raises(BenchError, match="option 'overcommit' = '.* is not allowed"):
+    with pytest.raises(BenchError, match=r"option 'overcommit' = '.* is not allowed"):
         parse_options(None, [f"overcommit={text}"])
 
 
