@@ -10,9 +10,12 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 ABUSE_ARGS ?=
 SOAK_ARGS ?=
+# Steps of `make fuzz`, and where its random numbers start; a run tells its seed, to be replayed.
+FUZZ_STEPS ?= 100000
+FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast lint format bench abuse soak clean
+.PHONY: help setup model demo test test-fast fuzz lint format bench abuse soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
@@ -36,6 +39,11 @@ test: model ## all tests, real engines included
 
 test-fast: setup ## tests without a model: tests/unit and tests/scheduler
 	$(PY) -m pytest tests/unit tests/scheduler $(PYTEST_ARGS)
+
+fuzz: setup ## 100,000 random steps of schedulers, random inputs of all parsers (FUZZ_SEED=n replays)
+	@seed="$(FUZZ_SEED)"; export FUZZ_SEED="$${seed:-$$($(PY) -c 'import secrets; print(secrets.randbelow(10**6))')}"; \
+	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
+	  tests/scheduler/test_scheduler_machine.py tests/unit/test_fuzz_parsers.py $(PYTEST_ARGS)
 
 lint: setup ## ruff (check and format) and mypy
 	$(RUFF) check $(LINTED)

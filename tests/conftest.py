@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, settings
 
 # One process, both cores, a small cache: what the machine-independent tests need of vLLM.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -19,6 +21,26 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 for ring in ("unit", "scheduler", "engine"):
     sys.path.insert(0, str(Path(__file__).parent / ring))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fuzz_budget import Budget
 
 settings.register_profile("default", deadline=None, max_examples=100)
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("default")
+
+_budget = Budget()
+
+
+@pytest.fixture(scope="session")
+def fuzz_budget() -> Budget:
+    """Counts the steps of all fuzz tests of this session."""
+    return _budget
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _budget.done:
+        terminalreporter.section("fuzz")
+        terminalreporter.write_line(_budget.summary())

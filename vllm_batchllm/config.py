@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vllm_batchllm.brief import in_brief
+from vllm_batchllm.shown import shown
 
 SECTION = "batchllm"
 """Key of our options inside vLLM's ``additional_config``."""
@@ -99,8 +99,8 @@ class BatchLLMConfig:
             return options
         if not isinstance(options, Mapping):
             raise TypeError(
-                "batchllm options must be a mapping such as {'order': 'dfs'}, "
-                f"got {in_brief(options)}"
+                f"batchllm options must be a mapping such as {{'order': 'dfs'}}, "
+                f"got {shown(options)}"
             )
         for key in options:
             if key not in OPTIONS:
@@ -127,10 +127,10 @@ OPTIONS = tuple(field.name for field in fields(BatchLLMConfig))
 
 
 def _unknown_key(key: object, value: object) -> str:
-    close = difflib.get_close_matches(str(key)[:80], OPTIONS, n=1, cutoff=0.0)
+    word = key[:100] if isinstance(key, str) else ""
+    close = difflib.get_close_matches(word, OPTIONS, n=1, cutoff=0.0)
     return (
-        f"unknown batchllm option {in_brief(key)} (value {in_brief(value)}); "
-        f"did you mean {close[0]!r}? "
+        f"unknown batchllm option {shown(key)} (value {shown(value)}); did you mean {close[0]!r}? "
         f"Known options: {', '.join(OPTIONS)}"
     )
 
@@ -139,7 +139,7 @@ def _bad_value(error: Any) -> str:
     if not error["loc"]:  # several options together
         return str(error["ctx"]["error"])
     key = str(error["loc"][0])
-    value = in_brief(error["input"])
+    value = shown(error["input"])
     return f"batchllm option {key!r} = {value} is not allowed; allowed: {allowed(key)}"
 
 

@@ -156,7 +156,8 @@ def _tokens_per_decode(args: Any) -> int | None:
     if args.speculative_config is None:
         return 1
     num_drafts = args.speculative_config.get("num_speculative_tokens")
-    return None if num_drafts is None else 1 + int(num_drafts)
+    # Anything else is refused by vLLM, a few lines later and by name.
+    return 1 + num_drafts if isinstance(num_drafts, int) else None
 
 
 def _is_block_size_bound(vllm_config: Any) -> bool:

@@ -109,6 +109,30 @@ ENTRIES: tuple[Touched, ...] = (
         for name in ("FullAttentionSpec", "MLAAttentionSpec")
     ),
     Touched(
+        f"{SCHEDULER}._update_request_as_session",
+        why="a streaming session that outgrows the KV cache must not block the queue",
+        how="overridden; calls super, then ends such a session as above",
+        until="vLLM ends requests that outgrow the KV cache itself",
+        parameters=("session", "update"),
+    ),
+    Touched(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.get_num_blocks_to_allocate",
+        why="how long a request can be that fits the empty cache, whatever the layers are",
+        how="called once, as vLLM calls it before it admits",
+        until="vLLM ends requests that outgrow the KV cache itself",
+        parameters=(
+            "request_id",
+            "num_tokens",
+            "new_computed_blocks",
+            "num_encoder_tokens",
+            "total_computed_tokens",
+            "num_local_computed_tokens",
+            "num_tokens_main_model",
+            "apply_admission_cap",
+            "prefill_end",
+        ),
+    ),
+    Touched(
         f"{SCHEDULER}.make_stats",
         why="send what the counters gained to the front end",
         how="overridden; calls super and adds to the result",

@@ -103,6 +103,30 @@ def make_scheduler(scheduler_cls: Any, vllm_config: VllmConfig) -> Any:
     )
 
 
+def make_request(
+    request_id: str,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int = 3,
+    block_size: int = 16,
+    hashed: bool = True,
+    sampling: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Request:
+    """One vLLM request; ``fields`` are further arguments of its class."""
+    init_none_hash(sha256)
+    params = SamplingParams(ignore_eos=True, max_tokens=max_tokens, **(sampling or {}))
+    params.update_from_generation_config({}, STOP_TOKEN)
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=list(prompt),
+        sampling_params=params,
+        pooling_params=None,
+        block_hasher=get_request_block_hasher(block_size, sha256) if hashed else None,
+        **fields,
+    )
+
+
 def make_requests(
     prompts: Iterable[Sequence[int]],
     *,
@@ -113,24 +137,19 @@ def make_requests(
     **sampling: Any,
 ) -> list[Request]:
     """vLLM requests named "0", "1", ... in order of arrival."""
-    init_none_hash(sha256)
-    hasher = get_request_block_hasher(block_size, sha256) if hashed else None
-    requests = []
-    for number, prompt in enumerate(prompts):
-        params = SamplingParams(ignore_eos=True, max_tokens=max_tokens, **sampling)
-        params.update_from_generation_config({}, STOP_TOKEN)
-        requests.append(
-            Request(
-                request_id=str(number),
-                prompt_token_ids=list(prompt),
-                sampling_params=params,
-                pooling_params=None,
-                arrival_time=float(number),
-                priority=0 if priorities is None else priorities[number],
-                block_hasher=hasher,
-            )
+    return [
+        make_request(
+            str(number),
+            prompt,
+            max_tokens=max_tokens,
+            block_size=block_size,
+            hashed=hashed,
+            sampling=sampling,
+            arrival_time=float(number),
+            priority=0 if priorities is None else priorities[number],
         )
-    return requests
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 def model_output(scheduler: Scheduler, output: SchedulerOutput) -> ModelRunnerOutput:

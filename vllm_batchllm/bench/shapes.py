@@ -19,6 +19,10 @@ Requests = list[Request]
 FIRST_TOKEN_ID = 8
 #: Block boundaries that prefix-of-prefix cuts at half of the time, tokens.
 _ALIGNMENT = 32
+#: Tokens of one text; no context is that long, so a scale that asks for more is a slip.
+MOST_TOKENS = 2**20
+#: Token ids are 32-bit numbers everywhere.
+MOST_TOKEN_IDS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,22 @@ class Draw:
     def __post_init__(self) -> None:
         if self.vocab_size <= 2 * FIRST_TOKEN_ID:
             raise BenchError(f"a vocabulary of {self.vocab_size} tokens is too small to draw from")
+        if self.vocab_size > MOST_TOKEN_IDS:
+            raise BenchError(f"a vocabulary of {self.vocab_size} tokens is too large to draw from")
 
     def length(self, tokens: float) -> int:
-        """`tokens` of the definition, scaled; at least 1."""
-        return max(1, round(tokens / self.scale))
+        """`tokens` of the definition, scaled; at least 1.
+
+        Raises:
+            BenchError: the scale makes it longer than any context.
+        """
+        length = tokens / self.scale
+        if length > MOST_TOKENS:
+            raise BenchError(
+                f"scale {self.scale:g} makes texts of {length:,.0f} tokens; "
+                f"at most {MOST_TOKENS:,}, so give a larger scale"
+            )
+        return max(1, round(length))
 
     def tokens(self, count: int) -> list[int]:
         """`count` uniform token ids."""

@@ -8,6 +8,7 @@ the next pair starts.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from vllm_batchllm.bench.report import Report, write_report
 from vllm_batchllm.bench.runner import OnProgress, run_ab
 from vllm_batchllm.bench.workloads import DEFAULT_SCALE, make_workload, resolve_name, workload_names
 from vllm_batchllm.config import BatchLLMConfig
+from vllm_batchllm.shown import shown
 
 #: The workloads that the project's promises are stated on.
 SUITE = (
@@ -74,12 +76,12 @@ def parse_options(order: str | None, pairs: Sequence[str]) -> tuple[tuple[str, A
     for pair in pairs:
         key, separator, text = pair.partition("=")
         if not separator or not key:
-            raise BenchError(f"option {pair!r} must have the form KEY=VALUE")
+            raise BenchError(f"option {shown(pair)} must have the form KEY=VALUE")
         if key in options:
-            raise BenchError(f"option {key!r} is given twice")
+            raise BenchError(f"option {shown(key)} is given twice")
         try:
             options[key] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or more than Python reads
             options[key] = text
     try:
         BatchLLMConfig.parse(options)
@@ -97,17 +99,16 @@ def resolve_model(model: str | None) -> tuple[str, int]:
     if model is None:
         spec = RandomModelSpec()
         return str(random_model(spec=spec)), spec.vocab_size
-    folder = Path(model)
-    if folder.exists() and not (folder / "config.json").is_file():
+    # os.path, not Path: that raises for names which no file can have.
+    if os.path.exists(model) and not os.path.isfile(os.path.join(model, "config.json")):
         raise BenchError(f"{model} is not a model folder: it holds no config.json")
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return model, int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)
+    except Exception as error:  # transformers raises whatever it likes here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BenchError(f"cannot read the configuration of model {model!r}: {reason}") from error
-    return model, int(config.get_text_config().vocab_size)
 
 
 def make_plan(name: str, options: WorkloadOptions, engine: EngineSpec, vocab_size: int) -> Plan:

@@ -36,6 +36,8 @@ from vllm_batchllm.bench.shapes import (
 )
 
 DEFAULT_SCALE = 8.0
+MOST_REQUESTS = 1_000_000
+"""Requests of one batch; a slip of the keyboard is refused before it fills the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,10 @@ def make_workload(
         raise BenchError(f"scale must be above 0, not {scale:g}")
     if count < 1:
         raise BenchError(f"the number of requests must be at least 1, not {count}")
+    if count > MOST_REQUESTS:
+        raise BenchError(f"{count:,} requests are too many; at most {MOST_REQUESTS:,}")
+    if seed < 0:
+        raise BenchError(f"seed must be at least 0, not {seed}")
     used_scale = float(scale) if definition.scales else 1.0
     rng = np.random.default_rng([seed, *full.encode()])
     draw = Draw(rng=rng, scale=used_scale, vocab_size=vocab_size)

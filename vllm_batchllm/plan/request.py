@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_batchllm.prefix.optimum import TOKEN_TYPECODE, pack_tokens
+from vllm_batchllm.shown import shown
 
 _URLS = ("/v1/completions", "/v1/chat/completions")
+_NOT_FOR_REQUESTS = ("chat_template", "tokenize")
+"""Template options that vLLM refuses: a template is a program, and not the request's to choose."""
+_MOST_TOKENS = 2**63 - 1
+"""The largest limit of an output that vLLM's messages can carry."""
 
 
 class BadLineError(ValueError):
@@ -114,6 +119,9 @@ def _conversation(body: Mapping[str, Any]) -> Conversation:
     options = body.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise BadLineError(f'"chat_template_kwargs" must be an object, not {_kind(options)}')
+    for name in _NOT_FOR_REQUESTS:
+        if name in options:
+            raise BadLineError(f'"chat_template_kwargs" must not set "{name}"; vLLM refuses it')
     checked = [_message(message, index) for index, message in enumerate(messages)]
     return Conversation(checked, tools or None, options)
 
@@ -184,8 +192,10 @@ def _max_tokens(body: Mapping[str, Any]) -> int | None:
         value = body.get(name)
         if value is None:
             continue
-        if type(value) is not int or value < 1:
-            raise BadLineError(f'"{name}" must be a whole number from 1, not {_short(value)}')
+        if type(value) is not int or not 1 <= value <= _MOST_TOKENS:
+            raise BadLineError(
+                f'"{name}" must be a whole number from 1 to 2**63 - 1, not {_short(value)}'
+            )
         return int(value)
     return None
 
@@ -208,5 +218,8 @@ def _kind(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = shown(value)
     return text if len(text) <= 40 else text[:37] + "..."

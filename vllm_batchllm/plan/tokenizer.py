@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 _TOKENIZER_FILES = (
@@ -31,7 +30,8 @@ def load_tokenizer(model: str) -> Any:
         TokenizerError: the folder is missing or half converted, the hub cannot be reached, or
             transformers is not installed.
     """
-    _check_folder(model)
+    path = _expanded(model)
+    _check_folder(model, path)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -41,7 +41,7 @@ def load_tokenizer(model: str) -> Any:
     # It warns of prompts longer than the model allows, once for each process, on stderr.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
-        return AutoTokenizer.from_pretrained(os.path.expanduser(model))
+        return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # transformers and tokenizers raise whatever they like here
         raise TokenizerError(_load_failure(model, error)) from error
 
@@ -55,17 +55,27 @@ def decode_leniently(tokenizer: Any, tokens: Sequence[int]) -> str:
     return text or " ".join(map(str, tokens))
 
 
-def _check_folder(model: str) -> None:
-    """Raise if `model` can only be a path and nothing usable is there."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+def _expanded(model: str) -> str:
+    """Return `model` with a home folder in front put in, if there is one."""
+    try:
+        return os.path.expanduser(model)
+    except ValueError:  # a name that no user can have
+        return model
+
+
+def _check_folder(model: str, path: str) -> None:
+    """Raise if `model` can only be a path and nothing usable is there.
+
+    With os.path, since Path raises for names which no file can have.
+    """
+    if os.path.isdir(path):
+        if not any(os.path.isfile(os.path.join(path, name)) for name in _TOKENIZER_FILES):
             raise TokenizerError(
                 f"the model folder {model} holds no tokenizer (none of "
                 f"{', '.join(_TOKENIZER_FILES)}): its download or conversion did not finish; "
                 "repeat it, or name the model it was made from"
             )
-    elif path.exists():
+    elif os.path.exists(path):
         raise TokenizerError(f"{model} is a file; name the folder of a model with its tokenizer")
     elif _is_path(model):
         raise TokenizerError(
@@ -81,7 +91,7 @@ def _is_path(model: str) -> bool:
 
 def _load_failure(model: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if Path(model).is_dir():
+    if os.path.isdir(_expanded(model)):
         return (
             f"the tokenizer in the model folder {model} cannot be read ({reason}): its download "
             "or conversion did not finish; repeat it"

@@ -8,6 +8,7 @@ what ``--scheduler batchllm`` names.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -20,7 +21,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 from vllm.v1.metrics.stats import SchedulerStats
-from vllm.v1.request import Request
+from vllm.v1.request import Request, StreamingUpdate
 
 from vllm_batchllm import compat
 from vllm_batchllm.config import SECTION, BatchLLMConfig
@@ -214,6 +215,10 @@ class PrefixGroupMixin(Scheduler):
         super()._preempt_request(request, timestamp, drop_stale_output)
         self._end_if_hopeless(request)
 
+    def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:
+        super()._update_request_as_session(session, update)
+        self._end_if_hopeless(session)
+
     def _end_if_hopeless(self, request: Request) -> None:
         """Have vLLM end ``request`` if it would block the queue for ever."""
         params = request.sampling_params
@@ -233,7 +238,29 @@ class PrefixGroupMixin(Scheduler):
         parallel = self.vllm_config.parallel_config
         if parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size > 1:
             return 0
-        return int(self.batchllm_counters.kv_blocks / per_token) if per_token else 0
+        if not per_token:
+            return 0
+        # Layers with a window take their blocks out of the same pool.
+        num_blocks = self.batchllm_counters.kv_blocks
+        lengths = range(1, int(num_blocks / per_token) + 1)
+        return bisect_right(lengths, num_blocks, key=self._num_blocks_for)
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that a request of ``num_tokens`` tokens takes from the empty cache."""
+        manager = self.kv_cache_manager
+        return int(
+            manager.coordinator.get_num_blocks_to_allocate(
+                request_id="",
+                num_tokens=num_tokens,
+                new_computed_blocks=manager.empty_kv_cache_blocks.blocks,
+                num_encoder_tokens=0,
+                total_computed_tokens=0,
+                num_local_computed_tokens=0,
+                num_tokens_main_model=num_tokens,
+                apply_admission_cap=True,
+                prefill_end=num_tokens,
+            )
+        )
 
 
 class BatchLLMScheduler(PrefixGroupMixin, Scheduler):

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs that once ended in a traceback, or in a message without the value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.bench.suite import parse_options, resolve_model, resolve_workloads
+from vllm_batchllm.bench.workloads import make_workload
+from vllm_batchllm.config import BatchLLMConfig
+from vllm_batchllm.plan.request import BadLineError, parse_request
+from vllm_batchllm.plan.tokenizer import TokenizerError, load_tokenizer
+from vllm_batchllm.schedule.lengths import HINT, hint_from
+from vllm_batchllm.shown import shown
+
+HUGE = 10**5000
+"""Python writes no number of so many digits."""
+
+
+def test_any_value_can_be_shown() -> None:
+    assert shown("dfs") == "'dfs'" and shown(-3) == "-3" and shown([1, "a"]) == "[1, 'a']"
+    assert shown(HUGE) == "<a whole number of 16,610 bits>"
+    assert len(shown("x" * 10**6)) < 200
+    deep: list[object] = []
+    for _ in range(10_000):
+        deep = [deep]
+    assert shown(deep) == "[[[[...]]]]"
+
+
+@pytest.mark.parametrize("value", [HUGE, "x" * 10**6, [[[[[[]]]]]]], ids=["huge", "long", "deep"])
+def test_options_of_any_size_are_named_in_few_words(value: object) -> None:
+    with pytest.raises(ValueError, match=r"batchllm option 'dedupe' = .{1,200} is not allowed"):
+        BatchLLMConfig.parse({"dedupe": value})
+    with pytest.raises(ValueError, match=r"unknown batchllm option 'x' \(value .{1,200}\)"):
+        BatchLLMConfig.parse({"x": value})
+    with pytest.raises(ValueError, match=rf"hint '{HINT}' = .{{1,200}} is not allowed"):
+        hint_from({HINT: [value]})
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
+def test_option_values_that_python_cannot_read_are_refused_as_text(text: str) -> None:
+    with pytest.raises(BenchError, match=r"option 'overcommit' = '.* is not allowed"):
+        parse_options(None, [f"overcommit={text}"])
+
+
+def test_long_names_are_compared_in_no_time() -> None:
+    with pytest.raises(BenchError, match=r"unknown workload 'xxx.*\.\.\.x*'"):
+        resolve_workloads(["x" * 2**20])
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nobody/model", "~\x00", "\x00", "\ud800"])
+def test_names_that_no_file_can_have_are_no_model(name: str) -> None:
+    with pytest.raises(TokenizerError):
+        load_tokenizer(name)
+    with pytest.raises(BenchError):
+        resolve_model(name)
+
+
+@pytest.mark.parametrize("config", [[], "text", {"model_type": "llama", "vocab_size": "many"}])
+def test_a_broken_model_config_is_refused(tmp_path: Path, config: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BenchError, match="cannot read the configuration of model"):
+        resolve_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"scale": 1e-6}, "scale 1e-06 makes texts of .* tokens; at most 1,048,576"),
+        ({"scale": 5e-324}, "scale 4.94066e-324 makes texts of inf tokens"),
+        ({"num_requests": 10**9}, "1,000,000,000 requests are too many; at most 1,000,000"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"vocab_size": 2**40}, "a vocabulary of 1099511627776 tokens is too large"),
+    ],
+)
+def test_workloads_that_would_fill_the_memory_are_refused(
+    figures: dict[str, float], words: str
+) -> None:
+    with pytest.raises(BenchError, match=words):
+        make_workload("industry", **figures)
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize"])
+def test_a_request_brings_no_chat_template(name: str) -> None:
+    """A template is a program: it could loop for hours."""
+    line = {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {name: "x"}}
+    with pytest.raises(BadLineError, match=f'must not set "{name}"; vLLM refuses it'):
+        parse_request(1, json.dumps(line))
+
+
+def test_an_output_limit_beyond_all_numbers_is_refused() -> None:
+    """Two of them made a sum that could not be printed."""
+    line = json.dumps({"prompt": "a", "max_tokens": 9 * 10**4000})
+    with pytest.raises(
+        BadLineError, match=r'"max_tokens" must be a whole number from 1 to 2\*\*63'
+    ):
+        parse_request(1, line)
