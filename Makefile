@@ -8,12 +8,13 @@ LINTED := setup.py vllm_batchllm patches tests benchmarks
 MODEL := models/SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CONFORMANCE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast lint format bench clean
+.PHONY: help setup model demo test test-fast conformance lint format bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 
 setup: ## create .venv with everything pinned (once; about 3 minutes, 4 GB)
 	@command -v $(BOOT) >/dev/null || { echo \
@@ -34,6 +35,9 @@ test: model ## all tests, real engines included
 
 test-fast: setup ## tests without a model: tests/unit and tests/scheduler
 	$(PY) -m pytest tests/unit tests/scheduler $(PYTEST_ARGS)
+
+conformance: setup ## vLLM's own tests with its classes and with ours, compared (long)
+	$(PY) tests/upstream/conformance.py $(CONFORMANCE_ARGS)
 
 lint: setup ## ruff (check and format) and mypy
 	$(RUFF) check $(LINTED)
