@@ -45,9 +45,14 @@ class Row:
             for name, result in (("stock", self.stock), ("ours", self.ours))
             if not result.whole
         ]
-        if self.stock.num_built("Scheduler", ours=False) and not self.num_schedulers:
+        if self.builds_schedulers and not self.num_schedulers:
             found.append("no scheduler of ours was built")
         return [f"{self.suite}, {MODE_NAMES[self.mode]}: {problem}" for problem in found]
+
+    @property
+    def builds_schedulers(self) -> bool:
+        """Whether the tests build any scheduler at all."""
+        return self.stock.num_built("Scheduler", ours=False) > 0
 
     @property
     def num_schedulers(self) -> int:

@@ -43,13 +43,13 @@ class Arm:
 
 @dataclass
 class Result:
-    """What a run showed; ``whole`` is False where it ended before its time."""
+    """What a run showed; ``whole`` is True where it came to its end."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     built: Counter[tuple[str, bool]] = field(default_factory=Counter)
     seconds: float = 0.0
-    whole: bool = True
+    whole: bool = False
 
     @property
     def passed(self) -> set[str]:
@@ -103,15 +103,12 @@ def start(folder: Path, arm: Arm, targets: Sequence[str], log: Path) -> subproce
 def finish(process: subprocess.Popen[bytes], log: Path, timeout_s: float) -> Result:
     """Wait for a run and read its log. It is ended with all its children after ``timeout_s``."""
     try:
-        code = process.wait(timeout_s)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        code = -1
+        pass
     finally:
         _end(process)
-    result = read_log(log)
-    # 0: all passed, 1: some failed; anything else did not come to its end.
-    result.whole = code in (0, 1)
-    return result
+    return read_log(log)
 
 
 def run(folder: Path, arm: Arm, targets: Sequence[str], log: Path, timeout_s: float) -> Result:
@@ -132,6 +129,10 @@ def read_entries(entries: Iterable[dict[str, Any]]) -> Result:
     for entry in entries:
         if "built" in entry:
             result.built[entry["built"], entry["ours"]] += 1
+            continue
+        if "ended" in entry:
+            # 0: all passed, 1: some failed; anything else is no verdict on the tests.
+            result.whole = entry["ended"] in (0, 1)
             continue
         phases[entry["id"]].append(entry["outcome"])
         result.seconds += entry.get("s", 0.0)
@@ -161,7 +162,7 @@ def _environment(folder: Path, arm: Arm, log: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hub"),
-        "VLLM_CACHE_ROOT": str(folder / "vllm_cache"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -64,8 +64,7 @@ def candidates(folder: Path, path: str) -> tuple[list[str], list[str]]:
     """Test files below ``path``: those that may run here, and those that load models."""
     files = sorted((folder / path).rglob("test_*.py"))
     names = {str(f.relative_to(folder / path)): f.read_text() for f in files}
-    # The core suite is small enough to try everything.
-    heavy = [n for n in names if path != FOLDERS["core"] and STARTS_ENGINE.search(names[n])]
+    heavy = [name for name, text in names.items() if STARTS_ENGINE.search(text)]
     return [name for name in names if name not in heavy], heavy
 
 
