@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument("--mode", action="append", choices=MODES, help="default: all")
     parser.add_argument("--survey", action="store_true", help="find out which files can run here")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--logs", type=Path, help="keep the logs in this folder, and go on from there")
+    parser.add_argument(
+        "--logs", type=Path, help="keep the logs in this folder, and go on from there"
+    )
     options = parser.parse_args()
     names = options.suite or list(suites.FOLDERS)
     try:
