@@ -15,7 +15,7 @@ from typing import Any
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/opt-350m": ("OPTConfig", {"hidden_size": 1024, "num_hidden_layers": 24}),
     "Qwen/Qwen1.5-7B": ("Qwen2Config", {"architectures": ["Qwen2ForCausalLM"]}),
-    "llava-hf/llava-1.5-7b-hf": ("LlavaConfig", {"image_token_index": 4}),
+    "llava-hf/llava-1.5-7b-hf": ("LlavaConfig", {}),
     "Qwen/Qwen2.5-VL-3B-Instruct": ("Qwen2_5_VLConfig", {}),
     "Qwen/Qwen2-VL-2B-Instruct": ("Qwen2VLConfig", {}),
     "Qwen/Qwen3.5-0.8B": ("Qwen3_5Config", {}),
@@ -69,7 +69,7 @@ RUNNABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CONTEXT_LENGTHS = {"OPTConfig": 2048, "GPT2Config": 1024}
 SEED = 0
-SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>", "<image>")
+SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>")
 
 
 def make_models(folder: Path) -> Path:
@@ -85,10 +85,7 @@ def make_models(folder: Path) -> Path:
         config.architectures = config.architectures or [_architecture(config)]
         path = folder / name
         config.save_pretrained(path)
-        tokenizer = _tokenizer()
-        tokenizer.save_pretrained(path)
-        if config_class == "LlavaConfig":
-            _save_processor(tokenizer, path)
+        _tokenizer().save_pretrained(path)
         if name in RUNNABLE:
             _save_weights(config, path)
     return folder
@@ -123,7 +120,7 @@ def _tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    begin, end, pad, unknown, _ = SPECIAL_TOKENS
+    begin, end, pad, unknown = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=begin,
@@ -131,17 +128,3 @@ def _tokenizer() -> Any:
         pad_token=pad,
         unk_token=unknown,
     )
-
-
-def _save_processor(tokenizer: Any, path: Path) -> None:
-    """The image side of LLaVA: vLLM asks it how many tokens an image takes."""
-    from transformers import LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    ).save_pretrained(path)

@@ -83,7 +83,7 @@ def start(folder: Path, arm: Arm, targets: Sequence[str], log: Path) -> subproce
     command += ["--rootdir", str(folder), "-p", "substitution", "-p", "no:cacheprovider"]
     command += [
         "-q",
-        "--tb=short",
+        "--tb=native",
         "--timeout",
         str(TEST_TIMEOUT_S),
         "--continue-on-collection-errors",

@@ -8,9 +8,11 @@ they happen, so that even a run that dies says how far it came.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import importlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -55,6 +57,16 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Spare the collection of garbage after each test: it takes ten times as long as the tests."""
     item.add_marker("skip_global_cleanup")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run tests that are coroutines: vLLM's suite brings a plugin for them, this project does not."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = pyfuncitem._fixtureinfo.argnames
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    return True
 
 
 def pytest_collection_finish() -> None:
