@@ -34,8 +34,9 @@ ASYNC_SCHEDULER = ("vllm.v1.core.sched.async_scheduler", "AsyncScheduler")
 WATCHED = (SCHEDULER, ("vllm.v1.core.block_pool", "BlockPool"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Substitute before the first test file is imported."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Substitute before anything of the tests is imported; a conftest may import the classes."""
     for module, name in WATCHED:
         _watch(_get(module, name))
     install(os.environ[CLASSES] == "ours", os.environ[MODE])
@@ -84,8 +85,12 @@ def _cause(report: pytest.TestReport | pytest.CollectReport) -> str:
     """What pytest says of a failure or skip, in one line of at most 200 characters."""
     said = report.longrepr
     crash = getattr(said, "reprcrash", None)
-    text = said[2] if isinstance(said, tuple) else crash.message if crash else str(said)
+    text = said[2] if isinstance(said, tuple) else crash.message if crash else _last_line(said)
     return " ".join(str(text).split())[:200]
+
+
+def _last_line(said: object) -> str:
+    return str(said).strip().rpartition("\n")[2].removeprefix("E ")
 
 
 def install(ours: bool, mode: str) -> None:
