@@ -8,6 +8,7 @@ LINTED := setup.py vllm_batchllm patches tests benchmarks
 MODEL := models/SmolLM2-135M-Instruct
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CONFORMANCE_ARGS ?=
 ABUSE_ARGS ?=
 SOAK_ARGS ?=
 # Steps of `make fuzz`, and where its random numbers start; a run tells its seed, to be replayed.
@@ -15,10 +16,10 @@ FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast fuzz lint format bench abuse soak clean
+.PHONY: help setup model demo test test-fast fuzz conformance lint format bench abuse soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 
 setup: ## create .venv with everything pinned (once; about 3 minutes, 4 GB)
 	@command -v $(BOOT) >/dev/null || { echo \
@@ -44,6 +45,9 @@ fuzz: setup ## 100,000 random steps of schedulers, random inputs of all parsers 
 	@seed="$(FUZZ_SEED)"; export FUZZ_SEED="$${seed:-$$($(PY) -c 'import secrets; print(secrets.randbelow(10**6))')}"; \
 	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
 	  tests/scheduler/test_scheduler_machine.py tests/unit/test_fuzz_parsers.py $(PYTEST_ARGS)
+
+conformance: setup ## vLLM's own tests with its classes and with ours, compared (long)
+	$(PY) tests/upstream/conformance.py $(CONFORMANCE_ARGS)
 
 lint: setup ## ruff (check and format) and mypy
 	$(RUFF) check $(LINTED)

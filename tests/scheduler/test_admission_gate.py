@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from fake_engine import (
@@ -226,3 +227,14 @@ def test_a_length_is_known_if_nothing_can_end_the_output_early() -> None:
     assert not known(max_tokens=5, stop_token_ids=[3])
     assert not known(max_tokens=5, stop="end")
     assert not known(max_tokens=5, structured_outputs=StructuredOutputsParams(regex="a|b"))
+
+
+def test_a_method_that_somebody_else_puts_into_the_manager_is_asked_and_can_be_taken_out(
+    llama,
+) -> None:
+    scheduler = build(BatchLLMScheduler, llama, documents(2, 2), max_tokens=4)
+    with patch.object(scheduler.kv_cache_manager, "allocate_slots", return_value=None) as refuse:
+        assert scheduler.schedule().total_num_scheduled_tokens == 0
+        refuse.assert_called_once()
+    run(scheduler)
+    assert scheduler.batchllm_snapshot()["num_lengths"] == 4

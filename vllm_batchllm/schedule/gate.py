@@ -9,6 +9,7 @@ vLLM's calls into its words.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,14 +36,20 @@ class GatedKVCacheManager(KVCacheManager):
     """
 
     admission: Admission | None = None
+    _ungated: Callable[..., KVCacheBlocks | None] | None = None
 
     def close(self) -> None:
-        """A step begins, with the requests that run: vLLM's own method answers for them."""
-        self.__dict__["allocate_slots"] = super().allocate_slots
+        """A step begins, with the requests that run: vLLM's own method answers for them.
+
+        A method that somebody else has put into this instance stays, here and in :meth:`open`.
+        """
+        if "allocate_slots" not in self.__dict__:
+            self._ungated = self.__dict__["allocate_slots"] = super().allocate_slots
 
     def open(self) -> None:
         """Requests that wait are next: the admission is asked from now on."""
-        self.__dict__.pop("allocate_slots", None)
+        if self._ungated is not None and self.__dict__.get("allocate_slots") is self._ungated:
+            del self.__dict__["allocate_slots"]
 
     @property
     def num_usable_blocks(self) -> int:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What passes of vLLM's own core tests with its classes passes with ours.
+
+Stock's side is the list recorded by ``make conformance``; here only ours run, both modes at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import archive
+import local_models
+import pytest
+import suites
+from comparison import MAX_EXCEPTIONS, compare, load_exceptions
+from conformance import CI_MODES, RECORDED
+from runner import Arm, Result, finish, prepared, start
+
+from vllm_batchllm import compat
+
+TIMEOUT_S = 900
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
+
+
+@pytest.fixture(scope="session")
+def recorded() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(RECORDED.read_text())
+    return content
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]:
+    scratch = tmp_path_factory.mktemp("upstream")
+    models = local_models.make_models(scratch / "models")
+    targets = suites.load()["core"].targets
+    started = []
+    for mode in CI_MODES:
+        folder, log = scratch / mode, scratch / f"{mode}.jsonl"
+        folder.mkdir()
+        place = prepared(folder, models)
+        started.append((mode, start(place, Arm("ours", mode), targets, log), log))
+    yield {mode: finish(process, log, TIMEOUT_S) for mode, process, log in started}
+
+
+@pytest.mark.parametrize("mode", CI_MODES)
+def test_what_passes_with_stock_passes_with_ours(
+    mode: str, runs: dict[str, Result], recorded: dict[str, Any]
+) -> None:
+    found = compare(recorded["passed"][mode], runs[mode], load_exceptions().get(mode, {}))
+    assert runs[mode].whole, "the run did not come to its end"
+    assert not found.lost, {test: runs[mode].why.get(test) for test in found.lost}
+    assert not found.idle, "these exceptions pass: take them off the list"
+
+
+@pytest.mark.parametrize("mode", CI_MODES)
+def test_the_schedulers_under_test_are_ours(mode: str, runs: dict[str, Result]) -> None:
+    assert runs[mode].num_built("Scheduler", ours=True) > 100
+    assert runs[mode].num_built("BlockPool", ours=True) > 100
+    assert runs[mode].num_built("Scheduler", ours=False) == 0
+
+
+def test_the_record_is_of_the_vllm_that_is_installed(recorded: dict[str, Any]) -> None:
+    installed = compat.installed_vllm_version()
+    assert installed is not None
+    assert installed.partition("+")[0] == recorded["vllm"] == archive.VERSION
+    assert recorded["sha256"] == archive.SHA256
+    assert min(len(recorded["passed"][mode]) for mode in CI_MODES) > 800
+
+
+def test_few_exceptions_are_made_and_each_says_why() -> None:
+    exceptions = load_exceptions()
+    assert len({test for listed in exceptions.values() for test in listed}) <= MAX_EXCEPTIONS
+
+
+def test_an_archive_that_differs_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / archive.FILE_NAME).write_bytes(b"something else")
+    with pytest.raises(archive.ArchiveError, match=r"vllm-0\.32\.0\.tar\.gz has SHA-256"):
+        archive.fetched(tmp_path)
