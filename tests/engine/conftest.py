@@ -38,6 +38,16 @@ def smollm2() -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random model whose engines start in seconds: for tests that need engines of their own."""
+    from tiny_engines import TINY
+
+    from vllm_batchllm.bench.random_model import random_model
+
+    return str(random_model(tmp_path_factory.mktemp("tiny"), TINY))
+
+
+@pytest.fixture(scope="session")
 def stock_llm(smollm2: str) -> Iterator[Any]:
     """vLLM as it comes."""
     from vllm import LLM
