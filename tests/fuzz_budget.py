@@ -48,7 +48,7 @@ def run_steps(machine: Callable[[], RuleBasedStateMachine], budget: Budget, shar
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate] if os.environ.get('NOSHRINK') else list(Phase),
+        phases=[Phase.generate] if os.environ.get("NOSHRINK") else list(Phase),
     )
     last = budget.done.total() + budget.num_steps * share
     number = 1000 * budget.seed
