@@ -38,6 +38,7 @@ ENVIRONMENT = {
 
 SMALL = (
     *("--dtype", "float32", "--enforce-eager", "--block-size", "32"),
+    *("--distributed-executor-backend", "uni"),  # one process less to start and to end
     *("--max-model-len", "768", "--max-num-seqs", "32", "--num-gpu-blocks-override", "72"),
 )
 """A server whose memory is short: a few requests of full length fill it."""

@@ -108,7 +108,8 @@ def test_every_kind_of_request_was_there(figures) -> None:
     assert phases["unicode"]["answered"] >= 17
     assert phases["cancelled"]["aborted"] >= 150
     assert phases["terminated"]["answered"] == phases["terminated"]["sent"] >= 20
-    assert figures["metrics"]["vllm_batchllm:admitted_requests_total"] > 150
+    before_the_end = figures["total"]["answered"] - phases["terminated"]["answered"]
+    assert figures["metrics"]["vllm_batchllm:admitted_requests_total"] >= before_the_end > 90
 
 
 def test_bad_requests_are_refused_one_by_one(figures) -> None:
