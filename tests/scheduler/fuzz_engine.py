@@ -18,7 +18,6 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
-
 PATIENCE = 60
 """Steps in which somebody must get a token or end; the longest prompt takes 15."""
 
