@@ -54,7 +54,7 @@ def run_steps(machine: Callable[[], RuleBasedStateMachine], budget: Budget, shar
     while budget.done.total() < last:
         try:
             run_state_machine_as_test(seed(number)(lambda: machine()), settings=profile)
-        except BaseException:
+        except Exception:
             budget.num_violations += 1
             raise
         number += 1
