@@ -113,7 +113,10 @@ class FakeConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         params = request.kv_transfer_params
-        has_ended = request.status != RequestStatus.FINISHED_ABORTED
+        has_ended = request.status in (
+            RequestStatus.FINISHED_STOPPED,
+            RequestStatus.FINISHED_LENGTH_CAPPED,
+        )
         if not params or not params["saves"] or not has_ended or not any(map(any, block_ids)):
             return False, None
         self._next.saves[request.request_id] = params["saves"]

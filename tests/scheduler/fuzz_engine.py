@@ -70,6 +70,7 @@ class FuzzEngine:
         )
         self.in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
         self.num_steps = 0
+        self.is_sound = True
         set_clock(scheduler, clock)
 
     @property
@@ -79,6 +80,7 @@ class FuzzEngine:
     def step(self, throttle: bool = False, aborts: Iterable[str] = ()) -> None:
         """One step, with ``aborts`` coming in while the model is at work."""
         self.num_steps += 1
+        self.is_sound = False
         if self.scheduler.has_requests():
             output = self.scheduler.schedule(throttle)
             self.in_flight.append((output, self.worker.execute(output)))
@@ -143,6 +145,7 @@ class FuzzEngine:
 
     def check(self) -> None:
         """What must hold at any time."""
+        self.is_sound = False
         scheduler = self.scheduler
         waiting, holding = list(scheduler.waiting), list(scheduler.kv_holding_waiting)
         assert len(waiting) == len(scheduler.waiting), "the queue miscounts"
@@ -157,13 +160,18 @@ class FuzzEngine:
         pool.check_integrity()
         assert set(pool._future.filed) == needed_blocks(pool, waiting_hashes(scheduler))
         if scheduler.admission is not None:
-            scheduler.admission.check_integrity(self._admitted(holding))
+            known, right = set(scheduler.admission._running), self._admitted()
+            wrong = {name: scheduler.requests.get(name) for name in known ^ right}
+            details = {n: r and (r.status.name, r.num_computed_tokens) for n, r in wrong.items()}
+            assert not wrong, f"admission is wrong about {details}"
+            scheduler.admission.check_integrity(right)
+        self.is_sound = True
 
-    def _admitted(self, holding: Iterable[Request]) -> set[str]:
-        """Who has been let in: those who run, or wait with blocks of their own."""
+    def _admitted(self) -> set[str]:
+        """Who has been let in: those who run, and others that hold blocks."""
         manager = self.scheduler.kv_cache_manager
-        held = {r.request_id for r in holding if any(manager.get_blocks(r.request_id).blocks)}
-        return held | {r.request_id for r in self.scheduler.running}
+        names = {n for n in self.scheduler.requests if any(manager.get_blocks(n).blocks)}
+        return names | {r.request_id for r in self.scheduler.running}
 
     def _check_ref_counts(self) -> None:
         scheduler = self.scheduler

@@ -62,7 +62,7 @@ arrivals = st.fixed_dictionaries(
         "priority": st.integers(0, 2),
         "stops": st.booleans(),
         "reads_cache": st.sampled_from([True] * 9 + [False]),
-        "kind": st.sampled_from(["plain"] * 6 + ["session", "grammar"]),
+        "kind": st.sampled_from(["plain"] * 5 + ["session"] * 3 + ["grammar"]),
     }
 )
 transfers = st.fixed_dictionaries(

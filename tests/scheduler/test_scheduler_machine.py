@@ -192,7 +192,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.check()
 
     def teardown(self) -> None:
-        if self.engine is None:
+        if self.engine is None or not self.engine.is_sound:
             return
         for grammar in self.grammars:
             grammar.set_result(AnyGrammar())

@@ -99,7 +99,6 @@ class GatedKVCacheManager(KVCacheManager):
             self.admission.finished(request.request_id, request.num_output_tokens, learn=ended)
         else:
             self.admission.preempted(request.request_id)
-            self.open()  # it may come back at once, from a queue that opens nothing
 
 
 def installed_gate() -> AbstractContextManager[None]:

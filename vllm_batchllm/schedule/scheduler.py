@@ -138,7 +138,12 @@ class PrefixGroupMixin(Scheduler):
 
     def _begin_step(self, admission: Admission) -> None:
         manager = self.kv_cache_manager
-        manager.close()
+        # vLLM's own queue, of those who wait with blocks, opens nothing; some lose them (a
+        # transfer that failed) and start anew.
+        if self.kv_holding_waiting:
+            manager.open()
+        else:
+            manager.close()
         admission.step(
             self._tokens_held,
             num_waiting=len(self.waiting),
