@@ -238,3 +238,14 @@ def test_a_method_that_somebody_else_puts_into_the_manager_is_asked_and_can_be_t
         refuse.assert_called_once()
     run(scheduler)
     assert scheduler.batchllm_snapshot()["num_lengths"] == 4
+
+
+def test_an_urgent_request_does_not_wait_for_the_end_of_a_less_urgent_one(llama) -> None:
+    config = make_vllm_config(llama, num_blocks=5, policy="priority", max_num_seqs=2)
+    scheduler = make_scheduler(BatchLLMScheduler, config)
+    less, more = make_requests([[1] * 30, [2] * 32], priorities=[1, 0], max_tokens=16)
+    scheduler.add_request(less)
+    output = scheduler.schedule()
+    scheduler.update_from_output(output, model_output(scheduler, output))
+    scheduler.add_request(more)
+    assert [new.req_id for new in scheduler.schedule().scheduled_new_reqs] == [more.request_id]

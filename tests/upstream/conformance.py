@@ -78,10 +78,10 @@ def survey(names: list[str], bench: Bench) -> int:
         path = suites.FOLDERS[name]
         with tempfile.TemporaryDirectory() as folder:
             place = archive.unpacked(archive.fetched(), Path(folder))
-            tried, heavy = suites.candidates(place, path)
+            tried, left_out = suites.candidates(place, path)
         targets = [f"{path}/{file}" for file in tried]
         stock = bench.run(Arm("stock", "written"), targets, f"survey-{name}")
-        known[name] = suites.surveyed(path, tried, heavy, stock)
+        known[name] = suites.surveyed(path, tried, left_out, stock)
         suites.save(known)
         print(f"{name}: {len(stock.passed)} pass in {len(known[name].files)} files", flush=True)
     return 0

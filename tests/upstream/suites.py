@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections import Counter, defaultdict
@@ -25,6 +26,7 @@ STARTS_ENGINE = re.compile(
 )
 """Marks of a file whose tests load a model."""
 HEAVY = "has tests that start an engine on a model, most of them on one from the hub"
+ASYNC_PLUGIN = "pytest_asyncio"
 REASONS = (
     ("needs a GPU", r"cuda|gpu|rocm|triton|nvidia|hip\b|xpu|flash|device"),
     ("needs a model from the hub", r"offline|hub|huggingface|local_files_only|can't load"),
@@ -61,15 +63,30 @@ def save(suites: dict[str, Suite], path: Path = DATA) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def candidates(folder: Path, path: str) -> tuple[list[str], list[str]]:
-    """Test files below ``path``: those that may run here, and those that load models."""
-    files = sorted((folder / path).rglob("test_*.py"))
-    names = {str(f.relative_to(folder / path)): f.read_text() for f in files}
-    heavy = [name for name, text in names.items() if STARTS_ENGINE.search(text)]
-    return [name for name in names if name not in heavy], heavy
+def candidates(folder: Path, path: str) -> tuple[list[str], dict[str, str]]:
+    """Test files below ``path``: those that may run here, and why the others are not tried."""
+    tried, left_out = [], {}
+    for file in sorted((folder / path).rglob("test_*.py")):
+        name = str(file.relative_to(folder / path))
+        if STARTS_ENGINE.search(file.read_text()):
+            left_out[name] = HEAVY
+        elif _lacks_plugin(file, folder / path):
+            left_out[name] = f"its conftest needs {ASYNC_PLUGIN}, which is not installed"
+        else:
+            tried.append(name)
+    return tried, left_out
 
 
-def surveyed(path: str, tried: list[str], heavy: list[str], stock: Result) -> Suite:
+def _lacks_plugin(file: Path, top: Path) -> bool:
+    """Whether a conftest beside or above ``file`` cannot be imported here."""
+    if importlib.util.find_spec(ASYNC_PLUGIN) is not None:
+        return False
+    folders = [folder for folder in file.parents if folder.is_relative_to(top)]
+    conftests = [folder / "conftest.py" for folder in folders]
+    return any(ASYNC_PLUGIN in c.read_text() for c in conftests if c.is_file())
+
+
+def surveyed(path: str, tried: list[str], left_out: dict[str, str], stock: Result) -> Suite:
     """The suite that a run with stock's classes shows."""
     passed = Counter(test.partition("::")[0].removeprefix(f"{path}/") for test in stock.passed)
     causes: dict[str, list[str]] = defaultdict(list)
@@ -81,7 +98,7 @@ def surveyed(path: str, tried: list[str], heavy: list[str], stock: Result) -> Su
             suite.files[name] = passed[name]
         else:
             suite.left_out[name] = _reason(causes[name])
-    suite.left_out |= dict.fromkeys(heavy, HEAVY)
+    suite.left_out |= left_out
     return suite
 
 

@@ -36,6 +36,9 @@ class GatedKVCacheManager(KVCacheManager):
     """
 
     admission: Admission | None = None
+    outranks: Callable[[Request], bool] | None = None
+    """Whether a request is more urgent than one that runs; None where no request is. Such a one is
+    not asked to wait: vLLM preempts the less urgent if memory ends."""
     _ungated: Callable[..., KVCacheBlocks | None] | None = None
 
     def close(self) -> None:
@@ -67,7 +70,8 @@ class GatedKVCacheManager(KVCacheManager):
             return super().allocate_slots(request, *args, **kwargs)
         candidate = candidate_of(request, self.max_model_len)
         anything_running = bool(kwargs.get("has_scheduled_reqs", True))
-        if not admission.may_admit(candidate, anything_running=anything_running):
+        is_urgent = self.outranks is not None and self.outranks(request)
+        if not is_urgent and not admission.may_admit(candidate, anything_running=anything_running):
             return None
         blocks = super().allocate_slots(request, *args, **kwargs)
         if blocks is None:

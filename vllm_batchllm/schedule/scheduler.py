@@ -133,8 +133,14 @@ class PrefixGroupMixin(Scheduler):
             tokens_per_hash=self.hash_block_size,
             lag=self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode,
         )
+        if self.policy == SchedulingPolicy.PRIORITY:
+            manager.outranks = self._outranks
         admission: Admission = manager.admission
         return admission
+
+    def _outranks(self, request: Request) -> bool:
+        """Whether ``request`` is more urgent than any that runs."""
+        return any(other.priority > request.priority for other in self.running)
 
     def _begin_step(self, admission: Admission) -> None:
         manager = self.kv_cache_manager
