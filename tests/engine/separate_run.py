@@ -41,21 +41,21 @@ def figures() -> dict[str, dict[str, float]]:
     return found
 
 
-async def main(model: str, prompts: list[list[int]], arguments: dict[str, Any]) -> None:
+async def main(model: str, prompts: Path, arguments: Path, result: Path) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **arguments))
+    given: dict[str, Any] = json.loads(arguments.read_text())
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **given))
     try:
-        answers = await asyncio.gather(*(answer(engine, *each) for each in enumerate(prompts)))
+        numbered = enumerate(json.loads(prompts.read_text()))
+        answers = await asyncio.gather(*(answer(engine, *each) for each in numbered))
         await asyncio.sleep(1)  # the counters' last ride
-        print(json.dumps({"tokens": answers, "figures": figures()}))
+        result.write_text(json.dumps({"tokens": answers, "figures": figures()}))
     finally:
         engine.shutdown()
 
 
 if __name__ == "__main__":
-    model, prompts, arguments = sys.argv[1:]
-    asyncio.run(
-        main(model, json.loads(Path(prompts).read_text()), json.loads(Path(arguments).read_text()))
-    )
+    model, *files = sys.argv[1:]
+    asyncio.run(main(model, *map(Path, files)))

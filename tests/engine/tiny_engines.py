@@ -6,7 +6,6 @@ Loads share documents, and the cache holds only a few of them: stock computes th
 
 from __future__ import annotations
 
-import gc
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -59,8 +58,6 @@ def started(cls: Any, model: str, **arguments: Any) -> Iterator[Any]:
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
 
 
 @contextmanager

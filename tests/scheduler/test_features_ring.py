@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Async scheduling with steps in flight, which vLLM turns off on CPUs: on the real schedulers.
+"""What vLLM cannot run on a CPU, on the real schedulers: async scheduling, with steps in flight, and
+pipelines, with a batch in every stage.
 
 A sampled token says which request it is of and at which place of its output it belongs, so an
 output that is lost, doubled, or put into the wrong place shows.
@@ -7,6 +8,7 @@ output that is lost, doubled, or put into the wrong place shows.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict, deque
 from typing import Any
@@ -18,7 +20,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler
+from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
 STOP = 9
 MAX_TOKENS = 40
@@ -113,8 +115,11 @@ def documents(num_documents: int = 6, members: int = 6, seed: int = 0) -> list[l
 def engine(cls: Any, model: str, prompts: list[list[int]], depth: int, **config: Any) -> Overlapped:
     """A scheduler with all ``prompts`` queued, whose cache holds about three documents."""
     priorities = config.pop("priorities", None)
+    num_stages = config.pop("num_stages", 1)
     config = {"num_blocks": 48, "max_num_seqs": 6, "async_scheduling": True} | config
-    scheduler = make_scheduler(cls, make_vllm_config(model, **config))
+    vllm_config = make_vllm_config(model, **config)
+    vllm_config.parallel_config.pipeline_parallel_size = num_stages
+    scheduler = make_scheduler(cls, vllm_config)
     requests = make_requests(
         prompts, max_tokens=MAX_TOKENS, priorities=priorities, stop_token_ids=[STOP]
     )
@@ -208,3 +213,25 @@ def test_requests_aborted_in_flight_leave_nothing_behind(llama, seed) -> None:
         assert ours.outputs[number] == (
             whole[: len(ours.outputs[number])] if number in aborted else whole
         )
+
+
+@pytest.mark.parametrize("num_stages", [2, 4])
+def test_a_pipeline_of_stages_answers_as_one(llama, num_stages) -> None:
+    """A request is in one stage at a time, so several batches take turns."""
+    prompts = documents()
+    ours = engine(
+        BatchLLMScheduler,
+        llama,
+        prompts,
+        num_stages,
+        num_stages=num_stages,
+        async_scheduling=False,
+        max_num_batched_tokens=256,
+    )
+    ours.run()
+    assert ours.num_overlapping > 50
+    assert ours.outputs == {str(n): whole_output(str(n)) for n in range(len(prompts))}
+    admitted = [prompts[int(each)][0] for each in dict.fromkeys(ours.admitted)]
+    assert sum(a != b for a, b in itertools.pairwise(admitted)) == len(set(admitted)) - 1
+    assert ours.scheduler.batchllm_snapshot()["num_needed_lost"] == 0
+    check_clean(ours.scheduler)
