@@ -90,8 +90,12 @@ def survey(names: list[str], bench: Bench) -> int:
 def conformance(names: list[str], modes: list[str], bench: Bench, results: Path) -> int:
     """Run suites in modes, both ways; write the table; 1 if anything is lost."""
     exceptions, rows = load_exceptions(), []
-    recorded: dict[str, list[str]] = {}
+    known = suites.load()
     for name in names:
+        if name not in known or not known[name].files:
+            print(f"{name}: no file of it can run here, or none has been looked for (--survey)")
+    recorded: dict[str, list[str]] = {}
+    for name in [name for name in names if name in known and known[name].files]:
         for mode in modes:
             row = compared(name, mode, bench, exceptions.get(mode, {}))
             rows.append(row)
