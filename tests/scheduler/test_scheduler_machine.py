@@ -43,7 +43,7 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(setup=setups, arrivals=st.lists(arriving, min_size=1, max_size=12))
     def start(self, setup: dict[str, Any], arrivals: list[Arriving]) -> None:
         self.engine = make_engine(self.model, self.feature, self.is_async, setup)
-        self.capacity = (setup["num_blocks"] - 6) * 4
+        self.capacity = self.engine.scheduler.batchllm_snapshot()["max_tokens_held"]
         self.add_all(arrivals)
 
     @rule(arrivals=st.lists(arriving, min_size=1, max_size=6))

@@ -102,7 +102,10 @@ def test_messages_are_handed_over_as_vllm_hands_them_over(tmp_path: Path) -> Non
         ({"messages": HELLO, "chat_template_kwargs": 1}, "must be an object, not a number"),
         ({"body": "hello"}, '"body" must be an object, not a text'),
         ({"url": "/v1/embeddings", "body": {"input": "a"}}, 'not "/v1/embeddings"'),
-        ({"prompt": "a", "max_tokens": 0}, '"max_tokens" must be a whole number from 1, not 0'),
+        (
+            {"prompt": "a", "max_tokens": 0},
+            '"max_tokens" must be a whole number from 1 to 2**63 - 1, not 0',
+        ),
         ({"prompt": "a", "max_tokens": "many"}, 'not "many"'),
         ({"prompt": "a", "cache_salt": 1}, '"cache_salt" must be a text'),
     ],

@@ -89,11 +89,13 @@ def test_workloads_that_would_fill_the_memory_are_refused(
         make_workload("industry", **figures)
 
 
-@pytest.mark.parametrize("name", ["chat_template", "tokenize"])
-def test_a_request_brings_no_chat_template(name: str) -> None:
+def test_a_request_brings_no_chat_template() -> None:
     """A template is a program: it could loop for hours."""
-    line = {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {name: "x"}}
-    with pytest.raises(BadLineError, match=f'must not set "{name}"; vLLM refuses it'):
+    line = {
+        "messages": [{"role": "user", "content": "a"}],
+        "chat_template_kwargs": {"chat_template": "x"},
+    }
+    with pytest.raises(BadLineError, match='must not set "chat_template"; vLLM refuses it'):
         parse_request(1, json.dumps(line))
 
 
