@@ -57,7 +57,11 @@ def started(cls: Any, model: str, **arguments: Any) -> Iterator[Any]:
     try:
         yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
+        # Its parts, not the whole: that would end the process groups, which the engines that the
+        # whole session uses have in common with this one.
+        core = llm.llm_engine.engine_core.engine_core
+        core.model_executor.shutdown()
+        core.scheduler.shutdown()
 
 
 @contextmanager
