@@ -45,6 +45,9 @@ ENGINE: dict[str, Any] = {
 }
 
 
+_ENDED: list[Any] = []
+
+
 class Pair(NamedTuple):
     stock: Any
     ours: Any
@@ -57,11 +60,12 @@ def started(cls: Any, model: str, **arguments: Any) -> Iterator[Any]:
     try:
         yield llm
     finally:
-        # Its parts, not the whole: that would end the process groups, which the engines that the
-        # whole session uses have in common with this one.
+        # Its parts, not the whole, and kept to the end of the process: vLLM ends the process
+        # groups with an engine, which the engines of the session have in common with this one.
         core = llm.llm_engine.engine_core.engine_core
         core.model_executor.shutdown()
         core.scheduler.shutdown()
+        _ENDED.append(llm)
 
 
 @contextmanager
