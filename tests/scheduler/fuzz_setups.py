@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pooled import KV_GROUPS, make
 from vllm.config import KVTransferConfig, SpeculativeConfig, VllmConfig
 
+from vllm_batchllm.schedule.lengths import MAX_HINT
 from vllm_batchllm.schedule.order import ORDERS
 from vllm_batchllm.schedule.scheduler import create_scheduler
 
@@ -51,7 +52,9 @@ prompts = st.one_of(
     st.just([9] * 17),
     st.just([5] * 300),  # never fits
 )
-hints = st.sampled_from([None] * 6 + [1, 5, 20, 2**63 - 1, 0, -3, True, 2.5, "5", [1], {}])
+hints = st.sampled_from(
+    [None] * 6 + [1, 5, 20, MAX_HINT, MAX_HINT + 1, 0, -3, True, 2.5, "5", [1], {}]
+)
 
 arrivals = st.fixed_dictionaries(
     {
@@ -78,7 +81,7 @@ transfers = st.fixed_dictionaries(
 
 
 def is_good_hint(hint: object) -> bool:
-    return hint is None or (type(hint) is int and hint >= 1)
+    return hint is None or (type(hint) is int and 1 <= hint <= MAX_HINT)
 
 
 @lru_cache(maxsize=512)

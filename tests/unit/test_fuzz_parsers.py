@@ -34,7 +34,7 @@ from vllm_batchllm.plan.render import print_plan
 from vllm_batchllm.plan.request import BadLineError, PlanRequest, parse_request
 from vllm_batchllm.plan.tokenize import tokenize_requests
 from vllm_batchllm.plan.tokenizer import TokenizerError, load_tokenizer
-from vllm_batchllm.schedule.lengths import HINT, hint_from
+from vllm_batchllm.schedule.lengths import HINT, MAX_HINT, hint_from
 from vllm_batchllm.shown import shown
 
 MEGABYTE = 2**20
@@ -279,7 +279,7 @@ def test_a_hint_is_a_whole_number_or_refused_by_name_and_value(extra: Any) -> No
     except ValueError as error:
         assert is_named(str(error), HINT, extra[HINT]) and len(str(error)) < 1000
     else:
-        assert hint is None or (type(hint) is int and hint >= 1)
+        assert hint is None or (type(hint) is int and 1 <= hint <= MAX_HINT)
 
 
 @given(names=st.lists(texts | st.sampled_from(["suite", "all", "micro-2000-200"]), max_size=3))
