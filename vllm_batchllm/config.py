@@ -157,5 +157,9 @@ def _describe(schema: Mapping[str, Any]) -> str:
         return "true, false"
     words = {"integer": "a whole number", "number": "a number", "null": "null"}[schema["type"]]
     bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    limits = [f"{sign} {schema[name]:g}" for name, sign in bounds.items() if name in schema]
+    limits = [f"{sign} {_number(schema[name])}" for name, sign in bounds.items() if name in schema]
     return " ".join([words, " and ".join(limits)]).strip()
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -166,7 +166,8 @@ def test_a_config_that_is_checked_again_keeps_the_block_size(llama) -> None:
 @pytest.mark.parametrize("ceiling", [0, -5, 1.5, "many"])
 def test_a_bad_ceiling_is_refused_by_name(llama, ceiling) -> None:
     with pytest.raises(
-        ValueError, match=r"'max_num_seqs_ceiling' = .* a whole number >= 1 or null"
+        ValueError,
+        match=r"'max_num_seqs_ceiling' = .* a whole number >= 1 and <= 1,000,000,000 or null",
     ):
         ours(
             llama, additional_config={"batchllm": {"max_num_seqs_ceiling": ceiling}}
