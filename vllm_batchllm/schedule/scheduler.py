@@ -8,7 +8,6 @@ what ``--scheduler batchllm`` names.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +18,6 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, StreamingUpdate
 
@@ -29,6 +27,7 @@ from vllm_batchllm.log import get_logger
 from vllm_batchllm.memory.block_pool import installed_pool
 from vllm_batchllm.schedule.admission import Admission
 from vllm_batchllm.schedule.admission_options import AdmissionOptions, admission_options
+from vllm_batchllm.schedule.capacity import max_tokens_held
 from vllm_batchllm.schedule.cost_rule import platform_costs
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.feed import CounterFeed
@@ -39,9 +38,6 @@ from vllm_batchllm.schedule.queue import PrefixGroupQueue
 from vllm_batchllm.schedule.victims import put_victims_last
 
 logger = get_logger(__name__)
-
-KEEP_ALL_TOKENS = (FullAttentionSpec, MLAAttentionSpec)
-"""KV cache specs of layers that hold every token of a request."""
 
 
 class PrefixGroupMixin(Scheduler):
@@ -73,7 +69,9 @@ class PrefixGroupMixin(Scheduler):
         self.batchllm_feed = CounterFeed()
         self._told_pacing: bool | None = None
         self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
-        self.batchllm_counters.max_tokens_held = self._max_tokens_held()
+        self.batchllm_counters.max_tokens_held = max_tokens_held(
+            self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
+        )
         self.admission = self._make_admission(options) if options is not None else None
         if shares_prefixes:
             self.waiting = self._make_queue()
@@ -139,7 +137,7 @@ class PrefixGroupMixin(Scheduler):
         return admission
 
     def _outranks(self, request: Request) -> bool:
-        """Whether ``request`` is more urgent than any that runs."""
+        """Whether ``request`` is more urgent than one that runs. O(running), once an admission."""
         return any(other.priority > request.priority for other in self.running)
 
     def _begin_step(self, admission: Admission) -> None:
@@ -241,37 +239,6 @@ class PrefixGroupMixin(Scheduler):
         if problem is not None:
             logger.warning("request %s ends with an error: %s", request.request_id, problem)
             self.grammar_compile_error_reqs.add(request.request_id)
-
-    def _max_tokens_held(self) -> int:
-        """Tokens of one request that fit the empty cache; 0 where no layer keeps them all."""
-        specs = [group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups]
-        per_token = sum(1 / spec.block_size for spec in specs if type(spec) in KEEP_ALL_TOKENS)
-        parallel = self.vllm_config.parallel_config
-        if parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size > 1:
-            return 0
-        if not per_token:
-            return 0
-        # Layers with a window take their blocks out of the same pool.
-        num_blocks = self.batchllm_counters.kv_blocks
-        lengths = range(1, int(num_blocks / per_token) + 1)
-        return bisect_right(lengths, num_blocks, key=self._num_blocks_for)
-
-    def _num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that a request of ``num_tokens`` tokens takes from the empty cache."""
-        manager = self.kv_cache_manager
-        return int(
-            manager.coordinator.get_num_blocks_to_allocate(
-                request_id="",
-                num_tokens=num_tokens,
-                new_computed_blocks=manager.empty_kv_cache_blocks.blocks,
-                num_encoder_tokens=0,
-                total_computed_tokens=0,
-                num_local_computed_tokens=0,
-                num_tokens_main_model=num_tokens,
-                apply_admission_cap=True,
-                prefill_end=num_tokens,
-            )
-        )
 
 
 class BatchLLMScheduler(PrefixGroupMixin, Scheduler):
