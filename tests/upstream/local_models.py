@@ -30,6 +30,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "openai-community/gpt2": ("GPT2Config", {}),
 }
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA_32 = (
+    "LlamaConfig",
+    SMALL
+    | {
+        "intermediate_size": 256,
+        "vocab_size": 128256,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+)
 RUNNABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/opt-125m": ("OPTConfig", SMALL | {"ffn_dim": 256, "word_embed_proj_dim": 128}),
     "hmellor/tiny-random-LlamaForCausalLM": (
@@ -42,26 +52,8 @@ RUNNABLE: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "meta-llama/Llama-3.2-1B": (
-        "LlamaConfig",
-        SMALL
-        | {
-            "intermediate_size": 256,
-            "vocab_size": 128256,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "meta-llama/Llama-3.2-1B-Instruct": (
-        "LlamaConfig",
-        SMALL
-        | {
-            "intermediate_size": 256,
-            "vocab_size": 128256,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
-    ),
+    "meta-llama/Llama-3.2-1B": LLAMA_32,
+    "meta-llama/Llama-3.2-1B-Instruct": LLAMA_32,
     "Qwen/Qwen3-0.6B": (
         "Qwen3Config",
         SMALL | {"intermediate_size": 256, "num_key_value_heads": 2, "head_dim": 32},

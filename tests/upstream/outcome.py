@@ -102,7 +102,7 @@ def markdown(rows: Sequence[Row], exceptions: Mapping[str, Mapping[str, str]]) -
         "Made by `make conformance`. A test counts as passed with ours only if it passed with stock.",
         "",
         HEAD,
-        "|" + " --- |" * HEAD.count("| ", 1),
+        "|" + " --- |" * (HEAD.count("|") - 1),
         *(row.line() for row in rows),
         "",
     ]
