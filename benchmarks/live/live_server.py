@@ -113,6 +113,17 @@ class LiveServer:
         return len(alive)
 
 
+def launched(command: Sequence[object], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """``command`` in a process of its own, its words in ``log``, the probe's plugin in ``folder``."""
+    with log.open("w") as sink:
+        return subprocess.Popen(
+            list(map(str, command)),
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment_with_probe(folder),
+        )
+
+
 @contextmanager
 def serving(
     model: str | Path,
@@ -132,13 +143,7 @@ def serving(
     port, log = free_port(), folder / "server.log"
     command = [VLLM, "serve", model, "--scheduler", scheduler, "--host", "127.0.0.1"]
     command += ["--port", port, "--served-model-name", SERVED_NAME, *options, *words]
-    with log.open("w") as sink:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=environment_with_probe(folder),
-        )
+    process = launched(command, folder, log)
     server = LiveServer(f"http://127.0.0.1:{port}", log, process)
     try:
         _wait_until_healthy(server, timeout_s)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from abuse import abuse
 from abuse_cases import bad_hints, bad_parameters
-from live_server import MODEL, SERVED_NAME, VLLM, environment_with_probe, serving
+from live_server import MODEL, SERVED_NAME, VLLM, launched, serving
 
 SCALE = 0.2
 RUN_BATCH = (
@@ -40,14 +39,7 @@ def batch_runs(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         words = [VLLM, "run-batch", "-i", questions, "-o", out, "--model", smollm2]
         words += ["--served-model-name", SERVED_NAME, "--scheduler", scheduler, *RUN_BATCH]
         words += ["--max-num-seqs", "4", "--num-gpu-blocks-override", "48"]
-        with log.open("w") as sink:
-            process = subprocess.Popen(
-                list(map(str, words)),
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env=environment_with_probe(folder),
-            )
-        runs[scheduler] = (process, out, log)
+        runs[scheduler] = (launched(words, folder, log), out, log)
     yield runs
     for process, _, _ in runs.values():
         process.kill()

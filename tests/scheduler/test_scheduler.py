@@ -182,16 +182,22 @@ def test_priority_comes_before_groups(llama) -> None:
         assert group_changes(prompts, of_class) == len(firsts) - 1
 
 
+TIGHT: dict[str, Any] = {
+    "num_blocks": 40,
+    "max_num_seqs": 10,
+    "max_tokens": 60,
+    "options": {"admission": "stock"},
+}
+"""Memory so small that vLLM's own admission preempts."""
+
+
 def test_preempted_requests_come_back_first_and_are_counted(llama) -> None:
     prompts = shared_documents(num_groups=4, members=5)
     scheduler = build(
         BatchLLMScheduler,
         llama,
         prompts,
-        num_blocks=40,
-        max_num_seqs=10,
-        max_tokens=60,
-        options={"admission": "stock"},
+        **TIGHT,
     )
     num_seen, came_back, waiting_preempted = 0, [], set()
     while scheduler.has_unfinished_requests():
@@ -218,11 +224,8 @@ def test_computed_prompt_tokens_equal_a_recount_position_by_position(llama) -> N
         BatchLLMScheduler,
         llama,
         prompts,
-        num_blocks=40,
-        max_num_seqs=10,
-        max_tokens=60,
         max_num_batched_tokens=64,
-        options={"admission": "stock"},
+        **TIGHT,
     )
     recount = 0
     while scheduler.has_unfinished_requests():
