@@ -149,6 +149,29 @@ def test_what_is_certain_is_only_overcommitted_if_the_user_says_so() -> None:
     assert num_running(known=False) == 4
 
 
+def test_short_lives_fill_what_their_last_block_would_leave_idle() -> None:
+    """One token of prompt and six of output: the last ones need a second block for a moment."""
+
+    def num_admitted(costs: Costs) -> int:
+        admission = make(10, costs)
+        admission.step(dict, num_waiting=99, num_free_blocks=10)
+        for number in range(10):  # lives to choose by
+            admission.admitted(request(f"old {number}", 1, 6))
+            admission.finished(f"old {number}", 6)
+        started: dict[str, int] = {}
+        for _ in range(20):
+            admission.step(lambda: started, num_waiting=99, num_free_blocks=10 - len(started))
+        while admission.may_admit(request(str(len(started)), 1, 6), anything_running=True):
+            admission.admitted(request(str(len(started)), 1, 6))
+            started[str(len(started))] = 1
+            if len(started) == 10:
+                break
+        return len(started)
+
+    assert num_admitted(COMPUTE_BOUND) == 5, "two blocks each"
+    assert num_admitted(STEP_BOUND) == 7, "half as many again"
+
+
 def test_the_published_rule_looks_at_what_is_held_now() -> None:
     admission = make(20, threshold=0.5)
     admission.step(dict, num_waiting=9, num_free_blocks=20)

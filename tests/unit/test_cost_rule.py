@@ -82,6 +82,15 @@ def test_lives_shorter_than_two_blocks_are_not_paced_since_they_hardly_grow() ->
         assert chosen.pace == pace
 
 
+def test_known_lengths_are_overcommitted_only_where_lives_are_short() -> None:
+    dear_steps = Costs(step_s=1.0, prefill_s=1e-6)
+    for steps, overcommit in ((63, MAX_OVERCOMMIT), (64, 1.0)):
+        short = dataclasses.replace(EVEN, steps=steps)
+        chosen = choose(dear_steps, workload(short, block_size=32, num_waiting=512))
+        assert chosen.overcommit_known == overcommit
+        assert chosen.overcommit == MAX_OVERCOMMIT, "guesses, in any case"
+
+
 def test_the_ages_of_those_running_count_where_only_short_lives_have_ended() -> None:
     seen = dataclasses.replace(EVEN, steps=16, holding_steps=16)
     costs = PLATFORM_COSTS["cpu"]

@@ -36,6 +36,9 @@ NEAR_BLOCKS = 0.75
 at once, and again after each return. On ``skewed-output`` 0.25 brought half as many preemptions
 again as this, and 1.5 took 4 % more steps."""
 
+NEAR_LIFE = 0.5
+"""The same as a share of a newcomer's life, if that is known and shorter."""
+
 STEPS_PER_LOOK = 4
 """Steps between two looks at a request that does not fit, while nobody leaves."""
 
@@ -244,10 +247,12 @@ class Admission:
         if self._footprint.fits_whatever_happens(newcomer, self._capacity):
             return None
         self._update_footprint()
-        near = int(NEAR_BLOCKS * self._block_size)
+        near = NEAR_BLOCKS * self._block_size
+        if candidate.length_known:  # of a short life that would be all
+            near = min(near, NEAR_LIFE * remaining)
         # What comes after its end it can neither cause nor prevent; but is it the end?
         until = remaining + 1 if candidate.length_known else None
-        outlook = self._footprint.outlook(newcomer, near=near, until=until)
+        outlook = self._footprint.outlook(newcomer, near=int(near), until=until)
         if outlook.near > self._capacity or outlook.peak > self._highest_peak(candidate):
             self._stuck = candidate.request_id
             self._stuck_until = self.counters.num_memory_steps + STEPS_PER_LOOK
@@ -258,9 +263,10 @@ class Admission:
         return self._footprint.mean_age if self._num_guessed else 0.0
 
     def _highest_peak(self, candidate: Candidate) -> float:
-        """Blocks that the far peak may reach; what is certain is not bet against unasked."""
+        """Blocks that the far peak may reach; what is certain is hardly bet against unasked."""
         is_certain = candidate.length_known and self.options.overcommit is None
-        return self._capacity * (1.0 if is_certain else self.tightness.overcommit)
+        tightness = self.tightness
+        return self._capacity * (tightness.overcommit_known if is_certain else tightness.overcommit)
 
     def _newcomer(self, candidate: Candidate, num_remaining: int) -> Newcomer:
         return Newcomer(candidate.hashes, candidate.num_tokens, num_remaining)

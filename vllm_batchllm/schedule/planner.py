@@ -66,6 +66,11 @@ class TightnessPlanner:
         """Measure nothing from now on."""
         self._clock = None
 
+    def measure_by(self, clock: Callable[[], float], costs: Costs) -> None:
+        """Start again from ``costs``, and measure by another clock, seconds: a simulated one."""
+        self.costs, self._meter, self._clock = costs, CostMeter(costs), clock
+        self._began_s = self._work = None
+
     def step(
         self,
         capacity_blocks: int,
@@ -142,7 +147,7 @@ class TightnessPlanner:
         if fixed_pace is not None:
             pace = fixed_pace or None
             reason = f"pace {fixed_pace:g} as set; {reason}"
-        return Tightness(overcommit, pace, reason, chosen.num_cohorts)
+        return Tightness(overcommit, pace, reason, chosen.num_cohorts, chosen.overcommit_known)
 
     def _measure(self, anything_running: bool) -> None:
         """Learn from the time since the last step, unless the engine was idle in between."""
