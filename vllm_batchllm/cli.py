@@ -7,6 +7,7 @@ import typer
 
 from vllm_batchllm.bench.command import bench
 from vllm_batchllm.plan.command import plan
+from vllm_batchllm.simulate.command import simulate
 
 app = typer.Typer(
     name="vllm-batchllm",
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.command("plan")(plan)
 app.command("bench")(bench)
+app.command("simulate")(simulate)
 
 
 @app.callback(invoke_without_command=True)

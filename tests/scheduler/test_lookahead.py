@@ -13,7 +13,7 @@ import pytest
 import typer
 from lookahead import lookahead
 from lookahead_arms import Workload, arms_for, run
-from mooncake import TraceError, num_distinct_blocks, output_of, prompt_of, read_trace
+from vllm_batchllm.simulate.trace import TraceError, num_distinct_blocks, output_of, prompt_of, read_trace
 
 from vllm_batchllm.prefix.optimum import optimal_saving
 

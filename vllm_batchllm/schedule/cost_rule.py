@@ -16,6 +16,9 @@ import numpy as np
 
 from vllm_batchllm.schedule.pace import MeanLife
 
+Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
 MAX_OVERCOMMIT = 1.5
 """Beyond this, trials gained no more steps."""
 
@@ -129,18 +132,22 @@ class CostMeter:
             self._take_in()
         return Costs(*map(float, self._solve()))
 
-    def _solve(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def _solve(self) -> Vector:
         matrix = self._matrix + self._prior_matrix
-        vector = self._vector + self._prior_matrix @ self._prior
-        free = np.ones(4, dtype=bool)
-        solution = np.zeros(4)
-        while free.any():
-            solution[:] = 0.0
-            solution[free] = np.linalg.solve(matrix[np.ix_(free, free)], vector[free])
-            if (solution >= 0).all():
-                break
-            free &= solution > 0
-        return solution
+        return solve_nonnegative(matrix, self._vector + self._prior_matrix @ self._prior)
+
+
+def solve_nonnegative(matrix: Matrix, vector: Vector) -> Vector:
+    """Solve the normal equations of least squares; what would be negative is left out, as 0."""
+    free = np.ones(len(vector), dtype=bool)
+    solution = np.zeros(len(vector))
+    while free.any():
+        solution[:] = 0.0
+        solution[free] = np.linalg.solve(matrix[np.ix_(free, free)], vector[free])
+        if (solution >= 0).all():
+            break
+        free &= solution > 0
+    return solution
 
 
 @dataclass(frozen=True, slots=True)

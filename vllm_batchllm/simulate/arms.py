@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be compared: an order of the input, a scheduler, and its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_batchllm.bench.errors import unknown_name
+from vllm_batchllm.schedule.order import ORDERS
+
+STOCK, SORTED, OURS = "stock", "sorted", "batchllm"
+DEFAULT_ARMS = (STOCK, SORTED, OURS)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to serve a batch.
+
+    scheduler: "stock" (vLLM's), "batchllm" (ours), "lpm" or "dfs-weight" (vLLM's with its waiting
+    queue in the order of SGLang's policies of these names, which are re-implemented here).
+    is_sorted: requests come sorted by their token ids. options: of our scheduler.
+    """
+
+    name: str
+    scheduler: str
+    is_sorted: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether our scheduler serves it, with the sizes that our plugin chooses."""
+        return self.scheduler == OURS
+
+    def input_order(self, prompts: Sequence[list[int]]) -> list[int]:
+        """Places of `prompts` in the order in which requests come."""
+        order = list(range(len(prompts)))
+        return sorted(order, key=lambda place: prompts[place]) if self.is_sorted else order
+
+
+SGLANG = ("lpm", "dfs-weight")
+
+
+def arm_names() -> list[str]:
+    """All arms by name."""
+    return [*DEFAULT_ARMS, *ORDERS, *SGLANG]
+
+
+def find_arm(name: str, options: Mapping[str, Any] | None = None) -> Arm:
+    """The arm of that name.
+
+    options: for our scheduler; a name that is an order wins over an order among them.
+
+    Raises:
+        BenchError: unknown; the known ones are listed.
+    """
+    ours = dict(options or {})
+    if name == STOCK:
+        return Arm(name, STOCK)
+    if name == SORTED:
+        return Arm(name, STOCK, is_sorted=True)
+    if name == OURS:
+        return Arm(name, OURS, options=ours)
+    if name in ORDERS:
+        return Arm(name, OURS, options=ours | {"order": name})
+    if name in SGLANG:
+        return Arm(name, name)
+    raise unknown_name("policy", name, arm_names())

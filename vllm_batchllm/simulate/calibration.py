@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step costs on the machine at hand: measured on the real engine, kept in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS, Costs, solve_nonnegative
+from vllm_batchllm.simulate.cost_model import StepWork
+from vllm_batchllm.simulate.work import WorkMeter
+
+CALIBRATION_FILE = "VLLM_BATCHLLM_CALIBRATION"
+"""Environment variable: another place for the file."""
+_DEFAULT_FILE = Path("~/.cache/vllm-batchllm/calibration.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Linear costs of a step, and where they are from."""
+
+    costs: Costs
+    model: str
+    environment: Mapping[str, str]
+    num_steps: int = 0
+
+    @staticmethod
+    def path() -> Path:
+        """The file in which calibrations are kept."""
+        return Path(os.environ.get(CALIBRATION_FILE) or _DEFAULT_FILE).expanduser()
+
+    @classmethod
+    def load(cls) -> Calibration:
+        """The last calibration of this machine, or the reference run's if there is none.
+
+        Raises:
+            BenchError: the file is damaged.
+        """
+        path = cls.path()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                Costs(**data["costs"]), data["model"], data["environment"], data["num_steps"]
+            )
+        except FileNotFoundError:
+            return cls(PLATFORM_COSTS["cpu"], "random-llama (reference run)", {})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise BenchError(
+                f"the calibration {path} cannot be read ({error}); delete it, or calibrate again"
+            ) from None
+
+    def save(self) -> Path:
+        """Write the file, replaced as a whole. Raises OSError."""
+        path = self.path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+
+class StepTimer:
+    """Times the steps of a live scheduler: from one `schedule()` to the next one."""
+
+    def __init__(self, scheduler: Any, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.rows: list[tuple[StepWork, float]] = []
+        self._scheduler, self._clock = scheduler, clock
+        self._meter = WorkMeter()
+        self._last: tuple[StepWork, float] | None = None
+        self._original = scheduler.schedule
+
+    def __enter__(self) -> Self:
+        self._scheduler.schedule = self._schedule
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close(self._clock())
+        del self._scheduler.schedule
+
+    def _schedule(self, *args: Any, **kwargs: Any) -> Any:
+        began_s = self._clock()
+        self._close(began_s)
+        output = self._original(*args, **kwargs)
+        if output.total_num_scheduled_tokens:
+            requests = self._scheduler.requests
+            names = output.num_scheduled_tokens
+            num_sampled = sum(not requests[name].is_prefill_chunk for name in names)
+            self._last = self._meter.work_of(output, num_sampled, 0), began_s
+        return output
+
+    def _close(self, now_s: float) -> None:
+        if self._last is not None:
+            work, began_s = self._last
+            self.rows.append((work, now_s - began_s))
+            self._last = None
+
+
+def fit(rows: list[tuple[StepWork, float]]) -> Costs:
+    """Least squares of the relative error, no cost below zero.
+
+    Raises:
+        BenchError: fewer steps than costs.
+    """
+    if len(rows) < 4:
+        raise BenchError(f"{len(rows)} steps are too few to tell four costs from")
+    work = np.array(
+        [
+            [1, max(w.num_tokens - w.num_sampled, 0), w.num_sampled, w.decode_kv_tokens]
+            for w, _ in rows
+        ],
+        dtype=float,
+    )
+    weighted = work / np.array([[spent] for _, spent in rows])
+    scale = np.maximum(np.abs(weighted).max(axis=0), 1e-30)
+    weighted /= scale
+    present = weighted.any(axis=0)
+    normal = weighted.T @ weighted + np.diag(~present * 1.0)
+    return Costs(*map(float, solve_nonnegative(normal, weighted.sum(axis=0)) / scale))

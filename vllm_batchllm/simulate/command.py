@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-batchllm simulate`: the command line around `simulate`.
+
+Standard output gets the result, standard error the progress. Exit codes: 0 all well, 1 it was
+interrupted (finished rows are kept), 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from tqdm import tqdm
+
+from vllm_batchllm.bench.environment import describe_environment
+from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.bench.suite import parse_options
+from vllm_batchllm.bench.workloads import workload_names
+from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
+from vllm_batchllm.simulate.devices import CPU, DEVICES
+from vllm_batchllm.simulate.inputs import InputOptions, load_batch
+from vllm_batchllm.simulate.models import MODELS
+
+if TYPE_CHECKING:  # these import vLLM, which `plan` does without
+    from vllm_batchllm.simulate.arms import Arm
+    from vllm_batchllm.simulate.setup import SetupOptions
+    from vllm_batchllm.simulate.suite import Simulation, SimulationReport
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+_SOURCES = f"Workloads ({', '.join(workload_names())}), batch files (.jsonl) or traces."
+_DEVICES = f"One of {', '.join(DEVICES)}, {CPU} (this machine, calibrated)."
+_MODELS = f"One of {', '.join(MODELS)}, or a folder with a config.json."
+_ARMS = f"Policies to compare, several times: {', '.join(arm_names())}."
+
+
+def simulate(
+    source: Annotated[list[str] | None, typer.Argument(help=_SOURCES)] = None,
+    device: Annotated[str, typer.Option(help=_DEVICES)] = "A100-80GB",
+    model: Annotated[str, typer.Option(help=_MODELS)] = "Llama-3.1-8B",
+    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help=_ARMS)] = None,
+    tensor_parallel: Annotated[int, typer.Option(help="Devices for one model.")] = 1,
+    weight_bits: Annotated[
+        float | None, typer.Option(help="Bits of a weight (default: the model's).")
+    ] = None,
+    num_requests: Annotated[
+        int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Divides all lengths of workloads, traces.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the workload.", min=0)] = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option(help="Output of each request of a batch file.", min=1)
+    ] = None,
+    kv_blocks: Annotated[
+        int | None, typer.Option(help="KV blocks (default: what the device has left).")
+    ] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens per KV block.")] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Requests at once (default: as vLLM and we choose).")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(help="Tokens per step (default: vLLM's on the device).")
+    ] = None,
+    lookahead: Annotated[
+        int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
+    ] = None,
+    memory_utilization: Annotated[float, typer.Option(help="As in vLLM.")] = 0.9,
+    prefix_caching: Annotated[bool, typer.Option(help="With prefix caching.")] = True,
+    shared_attention: Annotated[
+        bool, typer.Option(help="Also ours with a kernel that reads shared KV once.")
+    ] = False,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the record, simulate.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record, no table.")] = False,
+) -> None:
+    """Simulate batches on devices that are not at hand, with the real schedulers."""
+    _quieten()
+    try:
+        from vllm_batchllm.simulate.arms import find_arm
+        from vllm_batchllm.simulate.setup import SetupOptions
+
+        options = dict(parse_options(None, option or []))
+        arms = [find_arm(name, options) for name in dict.fromkeys(policy or DEFAULT_ARMS)]
+        inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens)
+        engine = SetupOptions(
+            device=device,
+            model=model,
+            tensor_parallel=tensor_parallel,
+            weight_bits=weight_bits,
+            memory_utilization=memory_utilization,
+            block_size=block_size,
+            kv_blocks=kv_blocks,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_waiting=lookahead,
+            prefix_caching=prefix_caching,
+        )
+        book = _Book(out, price)
+        _run(source or ["micro-2000-200-d16"], arms, inputs, engine, shared_attention, book)
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        where = f"; finished rows are in {out}" if out else ""
+        print(f"interrupted{where}", file=sys.stderr)
+        _show(book.report, as_json)
+        raise typer.Exit(EXIT_FAILED) from None
+    _show(book.report, as_json)
+
+
+class _Book:
+    """The record, written anew after every finished row."""
+
+    def __init__(self, folder: Path | None, price: float | None) -> None:
+        from vllm_batchllm.simulate.suite import SimulationReport
+
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.report = SimulationReport((), describe_environment(), command, price)
+        self._folder = folder
+        if folder is not None:
+            self._write()
+
+    def put(self, result: Simulation) -> None:
+        """Keep a result; it replaces the one before if it has that one's rows and more."""
+        done = self.report.results
+        if done and done[-1].workload == result.workload:
+            done = done[:-1]
+        self.report = dataclasses.replace(self.report, results=(*done, result))
+        if self._folder is not None:
+            self._write()
+
+    def _write(self) -> None:
+        from vllm_batchllm.simulate.suite import write_record
+
+        assert self._folder is not None
+        try:
+            write_record(self.report, self._folder)
+        except OSError as error:
+            raise BenchError(
+                f"cannot write the record into {self._folder}: {error.strerror or error}"
+            ) from None
+
+
+def _run(
+    sources: Sequence[str],
+    arms: Sequence[Arm],
+    inputs: InputOptions,
+    engine: SetupOptions,
+    compare_attention: bool,
+    book: _Book,
+) -> None:
+    """Read and check everything first, then simulate."""
+    from vllm_batchllm.simulate.setup import make_setup
+    from vllm_batchllm.simulate.suite import simulate as run_simulation
+
+    batches = [load_batch(source, inputs) for source in dict.fromkeys(sources)]
+    plans = [(batch, make_setup(batch, engine)) for batch in batches]
+    num_arms = len(arms) + compare_attention
+    total = num_arms * sum(batch.num_requests for batch in batches)
+    with tqdm(total=total, unit=" requests", file=sys.stderr, dynamic_ncols=True) as bar:
+        for batch, setup in plans:
+
+            def on_arm(name: str, workload: str = batch.name) -> None:
+                bar.set_description_str(f"{workload}: {name}")
+
+            run_simulation(
+                batch,
+                arms,
+                setup,
+                compare_attention=compare_attention,
+                on_arm=on_arm,
+                on_progress=bar.update,
+                on_result=book.put,
+            )
+
+
+def _quieten() -> None:
+    """Keep start-up logs from burying the progress; whoever sets the variable gets them."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+def _show(report: SimulationReport, as_json: bool) -> None:
+    from vllm_batchllm.simulate.show import table
+    from vllm_batchllm.simulate.suite import report_to_dict
+
+    if as_json:
+        print(json.dumps(report_to_dict(report), indent=1))
+        return
+    for result in report.results:
+        Console().print(table(report, result))

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of the engine costs, in seconds.
+
+`Roofline` computes it from data sheets: every part of a step takes as long as its operations or
+its memory traffic, whichever is longer. Three constants are fitted on published runs; everything
+else is a property of the device and of the model. `Measured` takes linear costs that a
+calibration run on the real engine has found.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.schedule.cost_rule import Costs
+from vllm_batchllm.simulate.devices import Device
+from vllm_batchllm.simulate.models import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What one step does.
+
+    num_tokens: through the layers. num_requests: scheduled. num_sampled: that get a token.
+    prefill_pairs: (query, key) pairs of requests with several tokens. prefill_kv_tokens: tokens
+    of KV that those read. decode_kv_tokens: the same for requests with one token, each on its
+    own. held_kv_tokens: distinct tokens in the blocks held by requests.
+    """
+
+    num_tokens: int
+    num_requests: int
+    num_sampled: int
+    prefill_pairs: int = 0
+    prefill_kv_tokens: int = 0
+    decode_kv_tokens: int = 0
+    held_kv_tokens: int = 0
+
+
+@dataclass(slots=True)
+class StepTime:
+    """Seconds of a step by part; the sum is what it takes."""
+
+    linear_s: float = 0.0
+    head_s: float = 0.0
+    prefill_attention_s: float = 0.0
+    decode_attention_s: float = 0.0
+    communication_s: float = 0.0
+    step_s: float = 0.0
+    requests_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """All parts, one after the other."""
+        return math.fsum(getattr(self, field.name) for field in fields(self))
+
+    def add(self, other: StepTime) -> None:
+        """Add the parts of another."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """The fitted constants.
+
+    efficiency: share of the data sheet's operations and bandwidth that kernels reach. step_s:
+    fixed cost of a step. request_s: on the host, per scheduled request and step.
+    """
+
+    efficiency: float
+    step_s: float
+    request_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.efficiency <= 1:
+            raise BenchError(f"the efficiency must be above 0 and at most 1: {self.efficiency}")
+        for name in ("step_s", "request_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise BenchError(f"{name} must be 0 seconds or more, not {value}")
+
+
+PUBLISHED = Constants(efficiency=0.6, step_s=0.0, request_s=1.6e-4)
+"""Fitted by ``benchmarks/paper/validate.py`` on half of the published figures of vLLM 0.6.4."""
+
+
+class CostModel(Protocol):
+    """Seconds of a step."""
+
+    def time_of(self, work: StepWork) -> StepTime:
+        """The parts of a step that does `work`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """A model on `tensor_parallel` devices of one kind.
+
+    shares_attention: decoding reads KV that several requests share once a step, as a kernel for
+    groups would (BatchLLM, section on prefix-shared attention); vLLM's kernels read it once for
+    each request.
+    """
+
+    device: Device
+    model: ModelShape
+    constants: Constants = PUBLISHED
+    tensor_parallel: int = 1
+    shares_attention: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tensor_parallel < 1:
+            raise BenchError(f"tensor parallelism must be at least 1, not {self.tensor_parallel}")
+        if self.model.num_heads % self.tensor_parallel:
+            raise BenchError(
+                f"{self.model.num_heads} attention heads of {self.model.name} cannot be divided "
+                f"among {self.tensor_parallel} devices"
+            )
+
+    def time_of(self, work: StepWork) -> StepTime:
+        """The parts of a step that does `work`."""
+        model = self.model
+        kv_bytes = model.kv_bytes_per_token
+        decode_kv = work.decode_kv_tokens
+        if self.shares_attention:
+            decode_kv = min(decode_kv, work.held_kv_tokens)
+        return StepTime(
+            linear_s=self._longer(2.0 * model.layer_weights * work.num_tokens, model.layer_bytes),
+            head_s=self._longer(
+                2.0 * model.head_weights * work.num_sampled,
+                model.head_bytes if work.num_sampled else 0.0,
+            ),
+            prefill_attention_s=self._longer(
+                model.attention_flops_per_pair * work.prefill_pairs,
+                kv_bytes * work.prefill_kv_tokens,
+            ),
+            decode_attention_s=self._longer(0.0, kv_bytes * decode_kv),
+            communication_s=self._communication_s(work.num_tokens),
+            step_s=self.constants.step_s,
+            requests_s=self.constants.request_s * work.num_requests,
+        )
+
+    def _longer(self, flops: float, num_bytes: float) -> float:
+        """Seconds for operations and memory traffic that overlap, divided among the devices."""
+        seconds = max(flops / self.device.flops, num_bytes / self.device.bandwidth)
+        return seconds / (self.constants.efficiency * self.tensor_parallel)
+
+    def _communication_s(self, num_tokens: int) -> float:
+        """Two ring all-reduces a layer: each moves 2 (n - 1) / n of the activations."""
+        n = self.tensor_parallel
+        if n == 1:
+            return 0.0
+        moved = 2.0 * (n - 1) / n * num_tokens * self.model.hidden_size * 2.0
+        return 2.0 * self.model.num_layers * moved / self.device.link_bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Linear costs, as found on a real engine."""
+
+    costs: Costs
+
+    def time_of(self, work: StepWork) -> StepTime:
+        """The parts of a step that does `work`."""
+        num_prefill = max(work.num_tokens - work.num_sampled, 0)
+        return StepTime(
+            linear_s=num_prefill * self.costs.prefill_s,
+            decode_attention_s=work.decode_kv_tokens * self.costs.kv_s,
+            step_s=self.costs.step_s,
+            requests_s=work.num_sampled * self.costs.decode_s,
+        )

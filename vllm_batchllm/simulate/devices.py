@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices by name: what their data sheets say, and vLLM's default sizes of a step on each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from vllm_batchllm.bench.errors import BenchError, unknown_name
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator.
+
+    memory_bytes: of the device. flops: peak of dense 16-bit matrix products, 1/s. bandwidth:
+    of its memory, bytes/s. link_bandwidth: to its neighbours, bytes/s in one direction.
+    max_num_seqs, max_num_batched_tokens: what vLLM 0.32 takes for its `LLM` class there.
+    source: where the figures are from.
+    """
+
+    name: str
+    memory_bytes: float
+    flops: float
+    bandwidth: float
+    link_bandwidth: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    source: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str) and not (math.isfinite(value) and value > 0):
+                raise BenchError(f"{field.name} of device {self.name!r} must be above 0: {value}")
+
+
+_TB, _TFLOPS, _GB = 1e12, 1e12, 1e9
+DEVICES = {
+    device.name: device
+    for device in (
+        Device(
+            name="A100-80GB",
+            memory_bytes=80 * GIB,
+            flops=312 * _TFLOPS,
+            bandwidth=2.039 * _TB,
+            link_bandwidth=300 * _GB,
+            max_num_seqs=256,
+            max_num_batched_tokens=8192,
+            source="NVIDIA A100 SXM data sheet",
+        ),
+        Device(
+            name="H100-80GB",
+            memory_bytes=80 * GIB,
+            flops=989 * _TFLOPS,
+            bandwidth=3.35 * _TB,
+            link_bandwidth=450 * _GB,
+            max_num_seqs=1024,
+            max_num_batched_tokens=16384,
+            source="NVIDIA H100 SXM data sheet",
+        ),
+        Device(
+            name="H200",
+            memory_bytes=141 * _GB,
+            flops=989 * _TFLOPS,
+            bandwidth=4.8 * _TB,
+            link_bandwidth=450 * _GB,
+            max_num_seqs=1024,
+            max_num_batched_tokens=16384,
+            source="NVIDIA H200 SXM data sheet",
+        ),
+        Device(
+            name="MI250",
+            memory_bytes=64 * GIB,
+            flops=181 * _TFLOPS,
+            bandwidth=1.6 * _TB,
+            link_bandwidth=50 * _GB,
+            max_num_seqs=256,
+            max_num_batched_tokens=8192,
+            source="AMD Instinct MI250 data sheet, one of its two dies (one device to vLLM)",
+        ),
+    )
+}
+CPU = "cpu"
+"""The machine at hand: its costs are measured (`calibration.py`), not taken from a data sheet."""
+
+
+def find_device(name: str) -> Device:
+    """The device of that name, whatever its case.
+
+    Raises:
+        BenchError: unknown; the known ones are listed.
+    """
+    for known, device in DEVICES.items():
+        if known.lower() == name.lower():
+            return device
+    raise unknown_name("device", name, [*DEVICES, CPU])

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several batches by several arms, and the record of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from vllm_batchllm.bench.batch import Batch
+from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.simulate.arms import OURS, SORTED, Arm
+from vllm_batchllm.simulate.bound import lower_bound
+from vllm_batchllm.simulate.run import OnProgress, SimulatedRun, run_arm
+from vllm_batchllm.simulate.setup import Setup, with_shared_attention
+
+SCHEMA = 1
+MOST_POINTS = 500
+"""Points of a curve in the record; longer ones are averaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """One batch, all arms. bound_s: no schedule is faster with these costs (None: not known)."""
+
+    workload: Mapping[str, Any]
+    engine: Mapping[str, Any]
+    runs: tuple[SimulatedRun, ...]
+    bound_s: float | None = None
+
+    def run_of(self, arm: str) -> SimulatedRun | None:
+        """The run of the arm of that name."""
+        return next((run for run in self.runs if run.metrics.arm == arm), None)
+
+    def speed_over(self, arm: str, other: str = SORTED) -> float | None:
+        """Makespan of `other` / makespan of `arm`; None if one of them did not run."""
+        first, second = self.run_of(other), self.run_of(arm)
+        if first is None or second is None:
+            return None
+        return first.metrics.makespan_s / second.metrics.makespan_s
+
+    def device_hours(self, run: SimulatedRun) -> float:
+        """Hours of all devices together."""
+        return run.metrics.makespan_s * int(self.engine["num_devices"]) / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationReport:
+    """Everything that one call of `simulate` has made."""
+
+    results: tuple[Simulation, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    price_per_hour: float | None = None
+
+
+def describe(batch: Batch) -> dict[str, Any]:
+    """A batch as plain values."""
+    return {
+        "name": batch.name,
+        "description": batch.description,
+        "num_requests": batch.num_requests,
+        "prompt_tokens": batch.prompt_tokens,
+        "output_tokens": batch.output_tokens,
+        "lengths_known": batch.lengths_known,
+        "scale": batch.scale,
+        "seed": batch.seed,
+    }
+
+
+def simulate(
+    batch: Batch,
+    arms: Sequence[Arm],
+    setup: Setup,
+    *,
+    compare_attention: bool = False,
+    on_arm: Callable[[str], None] = lambda name: None,
+    on_progress: OnProgress | None = None,
+    on_result: Callable[[Simulation], None] = lambda result: None,
+) -> Simulation:
+    """Run `batch` by every arm.
+
+    compare_attention: run our arm once more, with prefix-shared attention, as another arm.
+    on_arm: told who is next. on_result: given what is finished after each arm.
+
+    Raises:
+        BenchError: the batch cannot be run, or the setup knows no other attention.
+    """
+    batch.check()
+    saved = optimal_saved_tokens(batch.prompts, setup.sizes.block_size)
+    bound = lower_bound(batch, setup.sizes, setup.costs)
+    plans = [(arm, setup) for arm in arms]
+    if compare_attention:
+        ours = next((arm for arm in arms if arm.is_ours), Arm(OURS, OURS))
+        ours = replace(ours, name=f"{ours.name} + shared attention")
+        plans.append((ours, with_shared_attention(setup)))
+    result = Simulation(describe(batch), setup.describe(), (), bound.total_s)
+    for arm, using in plans:
+        on_arm(arm.name)
+        run = run_arm(batch, arm, using.sizes, using.costs, saved, on_progress)
+        result = replace(result, runs=(*result.runs, run))
+        on_result(result)
+    return result
+
+
+def report_to_dict(report: SimulationReport) -> dict[str, Any]:
+    """Plain JSON values."""
+    return {
+        "schema": SCHEMA,
+        "command": report.command,
+        "environment": dict(report.environment),
+        "price_per_hour": report.price_per_hour,
+        "results": [_result(report, result) for result in report.results],
+    }
+
+
+def write_record(report: SimulationReport, folder: Path) -> None:
+    """Write `simulate.json`, replaced as a whole. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "simulate.json"
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(report_to_dict(report), indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _result(report: SimulationReport, result: Simulation) -> dict[str, Any]:
+    return {
+        "workload": dict(result.workload),
+        "engine": dict(result.engine),
+        "bound_s": result.bound_s,
+        "runs": [_run(report, result, run) for run in result.runs],
+    }
+
+
+def _run(report: SimulationReport, result: Simulation, run: SimulatedRun) -> dict[str, Any]:
+    metrics = asdict(run.metrics)
+    for name in ("step_tokens", "step_kv_blocks"):
+        if name in metrics:
+            metrics[name] = thinned(metrics[name])
+    hours = result.device_hours(run)
+    return metrics | {
+        "parts": asdict(run.parts),
+        "wall_s": run.wall_s,
+        "speed_over_sorted": result.speed_over(run.metrics.arm),
+        "device_hours": hours,
+        "cost": None if report.price_per_hour is None else hours * report.price_per_hour,
+        "counters": run.counters,
+    }
+
+
+def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[float]:
+    """At most `most` means of equally long runs of `values`."""
+    if len(values) <= most:
+        return list(values)
+    edges = [round(at * len(values) / most) for at in range(most + 1)]
+    return [round(sum(values[a:b]) / (b - a), 1) for a, b in pairwise(edges)]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a scheduler has put into a step to the work that this is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_batchllm.simulate.cost_model import StepWork
+
+
+class WorkMeter:
+    """Follows how far each request has come, from the outputs of `schedule()` alone."""
+
+    def __init__(self) -> None:
+        self._computed: dict[str, int] = {}
+
+    def work_of(self, output: Any, num_sampled: int, held_kv_tokens: int) -> StepWork:
+        """The work of one `SchedulerOutput`. O(requests in the step)."""
+        computed = self._computed
+        for new in output.scheduled_new_reqs:
+            computed[new.req_id] = new.num_computed_tokens
+        cached = output.scheduled_cached_reqs
+        if cached.resumed_req_ids:
+            starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+            computed.update((name, starts[name]) for name in cached.resumed_req_ids)
+        pairs = prefill_kv = decode_kv = 0
+        for name, count in output.num_scheduled_tokens.items():
+            start = computed[name]
+            end = computed[name] = start + count
+            if count == 1:
+                decode_kv += end
+            else:  # query i of the chunk attends to start + i + 1 keys
+                pairs += count * start + count * (count + 1) // 2
+                prefill_kv += end
+        return StepWork(
+            num_tokens=output.total_num_scheduled_tokens,
+            num_requests=len(output.num_scheduled_tokens),
+            num_sampled=num_sampled,
+            prefill_pairs=pairs,
+            prefill_kv_tokens=prefill_kv,
+            decode_kv_tokens=decode_kv,
+            held_kv_tokens=held_kv_tokens,
+        )
+
+    def forget(self, request_ids: Any) -> None:
+        """These have ended."""
+        for name in request_ids:
+            self._computed.pop(name, None)
