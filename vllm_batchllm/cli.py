@@ -7,6 +7,7 @@ import typer
 
 from vllm_batchllm.bench.command import bench
 from vllm_batchllm.plan.command import plan
+from vllm_batchllm.simulate.calibrate_command import calibrate
 from vllm_batchllm.simulate.command import simulate
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command("plan")(plan)
 app.command("bench")(bench)
 app.command("simulate")(simulate)
+app.command("calibrate")(calibrate)
 
 
 @app.callback(invoke_without_command=True)

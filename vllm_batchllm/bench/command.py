@@ -75,7 +75,7 @@ def bench(
 ) -> None:
     """Measure stock vLLM, stock with sorted requests, and batchllm on the same engine."""
     num_rounds = rounds or (1 if quick else MIN_ROUNDS)
-    _quieten()
+    quieten()
     try:
         names = resolve_workloads(workload or ["suite"])
         if num_rounds < MIN_ROUNDS and not quick:
@@ -111,7 +111,7 @@ def bench(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep start-up logs from burying the progress; whoever sets the variables gets them."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_batchllm.bench.batch import Batch
 from vllm_batchllm.bench.errors import unknown_name
 from vllm_batchllm.schedule.order import ORDERS
+from vllm_batchllm.simulate.orders import ARRANGED
 
 STOCK, SORTED, OURS = "stock", "sorted", "batchllm"
 DEFAULT_ARMS = (STOCK, SORTED, OURS)
@@ -20,23 +22,29 @@ class Arm:
 
     scheduler: "stock" (vLLM's), "batchllm" (ours), "lpm" or "dfs-weight" (vLLM's with its waiting
     queue in the order of SGLang's policies of these names, which are re-implemented here).
-    is_sorted: requests come sorted by their token ids. options: of our scheduler.
+    is_sorted: requests come sorted by their token ids. arranged: they come in an order of
+    `orders.py` instead. options: of our scheduler. raises_seqs: with the `max_num_seqs` that our
+    plugin chooses, where the user has not.
     """
 
     name: str
     scheduler: str
     is_sorted: bool = False
+    arranged: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    raises_seqs: bool = True
 
     @property
     def is_ours(self) -> bool:
-        """Whether our scheduler serves it, with the sizes that our plugin chooses."""
+        """Whether our scheduler serves it."""
         return self.scheduler == OURS
 
-    def input_order(self, prompts: Sequence[list[int]]) -> list[int]:
-        """Places of `prompts` in the order in which requests come."""
-        order = list(range(len(prompts)))
-        return sorted(order, key=lambda place: prompts[place]) if self.is_sorted else order
+    def input_order(self, batch: Batch) -> list[int]:
+        """Places of the prompts of `batch` in the order in which requests come."""
+        if self.arranged is not None:
+            return ARRANGED[self.arranged](batch)
+        order = list(range(batch.num_requests))
+        return sorted(order, key=lambda place: batch.prompts[place]) if self.is_sorted else order
 
 
 SGLANG = ("lpm", "dfs-weight")
@@ -44,7 +52,7 @@ SGLANG = ("lpm", "dfs-weight")
 
 def arm_names() -> list[str]:
     """All arms by name."""
-    return [*DEFAULT_ARMS, *ORDERS, *SGLANG]
+    return [*DEFAULT_ARMS, *ORDERS, *ARRANGED, *SGLANG]
 
 
 def find_arm(name: str, options: Mapping[str, Any] | None = None) -> Arm:
@@ -64,6 +72,8 @@ def find_arm(name: str, options: Mapping[str, Any] | None = None) -> Arm:
         return Arm(name, OURS, options=ours)
     if name in ORDERS:
         return Arm(name, OURS, options=ours | {"order": name})
+    if name in ARRANGED:
+        return Arm(name, OURS, arranged=name, options=ours)
     if name in SGLANG:
         return Arm(name, name)
     raise unknown_name("policy", name, arm_names())

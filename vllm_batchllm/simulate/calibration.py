@@ -124,3 +124,47 @@ def fit(rows: list[tuple[StepWork, float]]) -> Costs:
     present = weighted.any(axis=0)
     normal = weighted.T @ weighted + np.diag(~present * 1.0)
     return Costs(*map(float, solve_nonnegative(normal, weighted.sum(axis=0)) / scale))
+
+
+def calibrate(model: str | None = None, on_batch: Callable[[str], None] = print) -> Calibration:
+    """Run a few small batches on the real engine of this machine and fit what a step costs.
+
+    model: folder or name; None takes the random model of `vllm-batchllm bench`. on_batch: told
+    which batch is next.
+
+    Raises:
+        BenchError: the engine does not start.
+    """
+    from vllm_batchllm.bench.batch import kv_blocks_for
+    from vllm_batchllm.bench.engine import EngineSpec, build_engine, scheduler_of
+    from vllm_batchllm.bench.environment import describe_environment
+    from vllm_batchllm.bench.sampling import sampling_params
+    from vllm_batchllm.bench.suite import resolve_model
+    from vllm_batchllm.bench.workloads import make_workload
+
+    folder, vocab_size = resolve_model(model)
+    batches = [
+        make_workload(name, num_requests=count, vocab_size=vocab_size)
+        for name, count in _BATCHES.items()
+    ]
+    llm = build_engine(
+        EngineSpec(
+            model=folder,
+            kv_blocks=max(kv_blocks_for(batch, 32) for batch in batches),
+            max_model_len=max(batch.max_request_tokens for batch in batches),
+        ),
+        "stock",
+    )
+    rows: list[tuple[StepWork, float]] = []
+    for is_counted, batch in [(False, batches[0]), *((True, batch) for batch in batches)]:
+        on_batch(batch.name if is_counted else "warming up")
+        llm.reset_prefix_cache()
+        prompts = [{"prompt_token_ids": prompt} for prompt in batch.prompts]
+        with StepTimer(scheduler_of(llm)) as timer:
+            llm.generate(prompts, sampling_params(batch), use_tqdm=False)
+        rows += timer.rows if is_counted else []
+    return Calibration(fit(rows), Path(folder).name, describe_environment(), len(rows))
+
+
+_BATCHES = {"no-sharing": 96, "decode-heavy": 128, "micro-2000-200-d16": 256, "industry": 192}
+"""Small parts of workloads that between them fill steps in every way."""

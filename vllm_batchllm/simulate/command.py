@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
+from vllm_batchllm.bench.command import quieten
 from vllm_batchllm.bench.environment import describe_environment
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.suite import parse_options
@@ -89,7 +89,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record, no table.")] = False,
 ) -> None:
     """Simulate batches on devices that are not at hand, with the real schedulers."""
-    _quieten()
+    quieten()
     try:
         from vllm_batchllm.simulate.arms import find_arm
         from vllm_batchllm.simulate.setup import SetupOptions
@@ -187,11 +187,6 @@ def _run(
                 on_progress=bar.update,
                 on_result=book.put,
             )
-
-
-def _quieten() -> None:
-    """Keep start-up logs from burying the progress; whoever sets the variable gets them."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
 def _show(report: SimulationReport, as_json: bool) -> None:

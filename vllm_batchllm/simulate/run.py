@@ -89,7 +89,7 @@ def run_arm(
     began_s = time.perf_counter()
     clock = _Clock()
     scheduler = _make_scheduler(batch, arm, sizes, clock)
-    order = arm.input_order(batch.prompts)
+    order = arm.input_order(batch)
     requests = deque(make_requests(batch, order, sizes.block_size))
     ends = {str(place): batch.output_lens[index] for place, index in enumerate(order)}
     total = StepTime()
@@ -126,10 +126,11 @@ def _check_fits(batch: Batch, sizes: EngineSizes) -> None:
 
 
 def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: _Clock) -> Any:
+    raised = arm.is_ours and arm.raises_seqs
     spec = RingSpec(
         num_blocks=sizes.num_blocks,
         block_size=sizes.block_size,
-        max_num_seqs=sizes.batchllm_max_num_seqs if arm.is_ours else sizes.max_num_seqs,
+        max_num_seqs=sizes.batchllm_max_num_seqs if raised else sizes.max_num_seqs,
         max_num_batched_tokens=sizes.max_num_batched_tokens,
         max_model_len=batch.max_request_tokens,
         prefix_caching=sizes.prefix_caching,
