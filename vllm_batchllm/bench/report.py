@@ -79,9 +79,7 @@ def result_from_dict(data: Mapping[str, Any]) -> ABResult:
         workload=data["workload"],
         engine=data["engine"],
         arms=tuple(data["arms"]),
-        runs=tuple(
-            RunMetrics(**{**run, "step_tokens": tuple(run["step_tokens"])}) for run in data["runs"]
-        ),
+        runs=tuple(map(_run_from_dict, data["runs"])),
         matches=tuple(
             OutputMatch(
                 **{**match, "differences": tuple(Difference(**d) for d in match["differences"])}
@@ -89,6 +87,12 @@ def result_from_dict(data: Mapping[str, Any]) -> ABResult:
             for match in data["matches"]
         ),
     )
+
+
+def _run_from_dict(data: Mapping[str, Any]) -> RunMetrics:
+    """Read back one run; records of before a field existed have its default."""
+    lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+    return RunMetrics(**{**data, **lists})
 
 
 def write_report(report: Report, folder: Path) -> None:
