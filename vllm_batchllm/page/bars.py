@@ -11,6 +11,7 @@ from vllm_batchllm.page.svg import clean
 
 Spread = tuple[float, float, float]
 """Median, least and greatest of a figure."""
+_NEAR = 0.09  # of a bar's end, in its own unit: about the width of a text behind it
 _ROW_SHARE = 0.8  # of a row's height; the rest parts it from the next
 
 
@@ -19,6 +20,7 @@ def draw_bars(
     names: Sequence[str],
     series: Mapping[str, Sequence[Spread | None]],
     written: Callable[[float], str],
+    marks: Sequence[float] = (),
 ) -> None:
     """Draw a bar up to each median, with a whisker where least and greatest differ from it.
 
@@ -27,6 +29,7 @@ def draw_bars(
         names: of the rows.
         series: per arm one spread for each name, None where it has none.
         written: how the median is written behind the bar.
+        marks: where something else is drawn across each row; texts make room for it.
 
     Raises:
         ValueError: a series has another length than `names`.
@@ -43,7 +46,10 @@ def draw_bars(
                 continue
             _bar(axes, row + offset, spread, height * 0.9, colours[arm])
             end = max(0.0, spread[0], spread[2])
-            axes.text(end, row + offset, f" {written(spread[0])}", va="center", fontsize=8)
+            if marks and end <= marks[row] <= end + _NEAR:
+                end = marks[row]
+            axes.annotate(written(spread[0]), (end, row + offset), (3, 0),
+                          textcoords="offset points", va="center", fontsize=8)  # fmt: skip
             least, greatest = min(least, *spread), max(greatest, *spread)
     axes.set_xlim(least * 1.05, (greatest or 1.0) * 1.1)
     axes.set_ylim(len(names) - 0.5, -0.5)

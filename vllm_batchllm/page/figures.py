@@ -39,10 +39,13 @@ def ratio_bars(
         for name, spread in zip(names, spreads, strict=False)
         if spread is not None
     ]
-    svg = draw_svg(
-        _bars_size(names, series),
-        lambda figure: draw_ratios(figure.add_subplot(), names, series, xlabel),
-    )
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        draw_ratios(axes, names, series, xlabel)
+        add_legend(axes, list(series))
+
+    svg = draw_svg(_bars_size(names, series), draw)
     return Drawing(title, _alt(f"Bars, {xlabel}", told), svg)
 
 
@@ -72,7 +75,7 @@ def saved_against_optimum(
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        draw_bars(axes, names, spreads, lambda value: f"{value:.1%}")
+        draw_bars(axes, names, spreads, lambda value: f"{value:.1%}", optimum)
         low, _ = axes.get_xlim()
         axes.set_xlim(low, 1.08)
         rows = range(len(names))

@@ -12,7 +12,7 @@ from vllm_batchllm.page.palette import LEVELS
 from vllm_batchllm.page.svg import PAPER, clean, draw_svg
 
 _WIDTH, _HEIGHT = 8.2, 3.4  # inches
-_CHARS_PER_INCH, _LINES_PER_INCH = 15.0, 7.0  # of text of 7 points
+_CHARS_PER_INCH, _LINES_PER_INCH = 18.0, 7.0  # of text of 7 points
 _TEXT_COLOUR = "#14181d"
 
 
@@ -69,8 +69,12 @@ def forest_icicle(
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:,.0f}")
         axes.locator_params(axis="both", integer=True)
-        axes.set_xlabel("requests")
-        axes.set_ylabel("depth, prompt tokens")
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel(
+            f"requests in these {len(groups):,} groups (in the boxes: requests × tokens)",
+            fontsize=8,
+        )
+        axes.set_ylabel("depth, prompt tokens", fontsize=8)
 
     titles = {f"box-{number}": _told(item) for number, item in enumerate(placed)}
     alt = f"{title}. The widest: " + "; ".join(

@@ -114,6 +114,7 @@ def render_page(page: Page) -> str:
         style=Markup(_resource("page.css")),
         inline=inline,
         with_contents=len(page.sections) > _MAX_SECTIONS_WITHOUT_CONTENTS,
+        with_run=bool(page.command or page.environment),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Final
 
 _KNOWN: Final = {"stock": "#8a8f98", "sorted": "#3b7dd8", "batchllm": "#e07b00"}
 _FURTHER: Final = ("#12908a", "#b45aa5", "#b8960c", "#59b4e4", "#a8442f", "#4d5fb0", "#7a8b2a")
-#: Colours of levels below each other, light to dark; dark text is readable on the first four.
-LEVELS: Final = ("#bcd6f5", "#8fbaec", "#f3c48b", "#a9d5b4", "#d9b8dd", "#d8d3a0")
+#: Colours of levels below each other, none an arm's; dark text is readable on all of them.
+LEVELS: Final = ("#bcd6f5", "#8fbaec", "#a9d5b4", "#d9b8dd", "#d8d3a0", "#9fd3d6")
 #: What is best possible, held against the arms.
 BEST: Final = "#2a9d6f"
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 MAX_POINTS: Final = 1000
 """Most values that are drawn of one strip."""
+_HEADROOM = 1.35  # of the greatest value: above it stands the label
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,15 @@ def draw_strips(
         if len(strip.values):
             _fill(axes, thinned(strip.values), strip.colour)
         axes.set_xlim(0, max(1, num_steps))
-        axes.set_ylim(0, top * 1.05 or 1)
+        axes.set_ylim(0, top * _HEADROOM or 1)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.yaxis.set_major_formatter(
             PercentFormatter(1, decimals=0) if percent else StrMethodFormatter("{x:,.0f}")
         )
         axes.locator_params(axis="y", nbins=3)
         axes.tick_params(labelsize=7, labelbottom=index == len(strips) - 1)
-        axes.text(0.995, 0.9, strip.label, transform=axes.transAxes, ha="right", va="top",
-                  fontsize=7, bbox={"facecolor": axes.get_facecolor(), "alpha": 0.8, "lw": 0,
-                                    "pad": 1})  # fmt: skip
+        axes.text(0.995, 0.97, strip.label, transform=axes.transAxes, ha="right", va="top",
+                  fontsize=7)  # fmt: skip
         drawn.append(axes)
     drawn[-1].set_xlabel("step", fontsize=8)
     return drawn

@@ -170,6 +170,24 @@ def _restyle(element: ET.Element) -> None:
         element.set("style", style)
     path = element.get("d")
     if path is not None:
-        # A hundredth of a point is more than a screen shows.
-        path = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", path)
-        element.set("d", " ".join(path.split()))
+        element.set("d", _shorter(path))
+
+
+def _shorter(path: str) -> str:
+    """The same path to a hundredth of a point, which is more than a screen shows.
+
+    Steps become `H` and `V`: a profile is nothing else, and is half as long then.
+    """
+    parts: list[str] = []
+    last = ("", "")
+    for command, rest in re.findall(r"([A-Za-z])([^A-Za-z]*)", path):
+        numbers = [f"{float(number):.2f}".rstrip("0").rstrip(".") for number in rest.split()]
+        if command == "L" and numbers[0] == last[0]:
+            parts.append(f"V{numbers[1]}")
+        elif command == "L" and numbers[1] == last[1]:
+            parts.append(f"H{numbers[0]}")
+        else:
+            parts.append(command + " ".join(numbers))
+        if numbers:
+            last = (numbers[-2], numbers[-1])
+    return "".join(parts)
