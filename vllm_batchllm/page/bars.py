@@ -84,7 +84,7 @@ def draw_ratios(
     axes.axvline(1.0, color=axes.xaxis.label.get_color(), lw=1)
     low, high = axes.get_xlim()
     axes.set_xlim(low, max(high, 1.1))
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel(clean(xlabel, 120))
     add_legend(axes, list(series))
 
 

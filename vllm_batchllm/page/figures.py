@@ -141,7 +141,7 @@ def _strips(
     def draw(figure: Any) -> None:
         place = figure.add_gridspec(1, 1)[0]
         draw_strips(figure, place, strips, top=top, percent=percent)
-        figure.supylabel(ylabel, fontsize=8)
+        figure.supylabel(clean(ylabel, 40), fontsize=8)
 
     style = ".0%" if percent else ",.0f"
     told = [

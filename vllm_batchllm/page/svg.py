@@ -21,6 +21,7 @@ _INKS: Final = {INK: "currentColor", FAINT: "var(--line, #c9cdd3)", PAPER: "var(
 
 _NAMESPACE: Final = "http://www.w3.org/2000/svg"
 _LINK: Final = "{http://www.w3.org/1999/xlink}href"
+_MAX_LABEL_CHARS: Final = 4000
 _DROPPED: Final = frozenset({"metadata", "style"})
 _ACTIVE: Final = frozenset({"script", "foreignObject", "image", "a", "animate", "set", "style"})
 _STYLE: Final[dict[str, Any]] = {
@@ -110,7 +111,7 @@ def inline_svg(svg: str, label: str, prefix: str) -> str:
             elif "url(#" in value:
                 element.set(name, value.replace("url(#", f"url(#{prefix}"))
     root.set("role", "img")
-    root.set("aria-label", label)
+    root.set("aria-label", clean(label, _MAX_LABEL_CHARS))
     return ET.tostring(root, encoding="unicode")
 
 
@@ -141,7 +142,7 @@ def _lighten(root: ET.Element, titles: Mapping[str, str]) -> None:
     for element in root.iter():
         for child in [child for child in element if child.tag in _DROPPED]:
             element.remove(child)
-        if element.tag != "text":
+        if element.tag not in ("text", "tspan", "title"):
             element.text = None
         element.tail = None
         gid = element.get("id")
