@@ -60,7 +60,7 @@ def page_writer(folder: Path, plans: Sequence[Plan]) -> Callable[[Report], None]
 
 
 def _unwritable(folder: Path, error: OSError) -> BenchError:
-    return BenchError(f"--report: cannot write a page into {folder}: {error}")
+    return BenchError(f"--report: cannot write a page into {folder}: {error.strerror or error}")
 
 
 def bench_page(report: Report, groups: Groups | None = None) -> Page:
@@ -91,7 +91,8 @@ def _summary(report: Report) -> list[str]:
     lines = [_speed(report.results, arm) for arm in ratio_series(report.results)]
     num_different = sum(len(differences(result)) for result in report.results)
     if num_different:
-        lines.append(f"{_counted(num_different, 'output')} differ from the reference: see below.")
+        verb = "differs" if num_different == 1 else "differ"
+        lines.append(f"{_counted(num_different, 'output')} {verb} from the reference: see below.")
     elif any(result.matches for result in report.results):
         lines.append("Every output equals the reference's, ties shown by log-probabilities aside.")
     num_rounds = {len(result.runs) // len(result.arms) for result in report.results}
