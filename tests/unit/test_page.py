@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -150,3 +151,11 @@ def test_a_folder_is_tried_before_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         check_folder(tmp_path / "file" / "below")
+
+
+def test_template_and_styles_are_installed_with_the_package() -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    listed = project["tool"]["setuptools"]["package-data"]["vllm_batchllm.page"]
+    files = {path.name for path in (root / "vllm_batchllm" / "page").iterdir() if path.is_file()}
+    assert {name for name in files if not name.endswith(".py")} == set(listed)
