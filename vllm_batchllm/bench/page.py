@@ -172,7 +172,8 @@ def _steps(result: ABResult) -> list[Drawing]:
     num_blocks = max(1, int(result.engine["kv_blocks"]) - 1)
     if any(run.step_kv_blocks for run in runs):
         held = {run.arm: [blocks / num_blocks for blocks in run.step_kv_blocks] for run in runs}
-        drawings.append(occupancy(held, "KV blocks held"))
+        title = "Share of KV blocks held after each step, last round"
+        drawings.append(occupancy(held, "KV blocks held", title))
     return drawings
 
 
