@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from vllm_batchllm.bench.metrics import ABResult
-from vllm_batchllm.bench.report import ratio_text, result_from_dict
+from vllm_batchllm.bench.report import result_from_dict
+from vllm_batchllm.bench.tables import ratio_text
 
 HEADER = (
     "workload",

@@ -33,8 +33,9 @@ from vllm_batchllm.bench.engine import (
 )
 from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.plots import plot_results
-from vllm_batchllm.bench.report import match_text, ratio_text, result_to_dict
+from vllm_batchllm.bench.report import result_to_dict
 from vllm_batchllm.bench.runner import Progress, run_ab
+from vllm_batchllm.bench.tables import match_text, ratio_text
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fetch_model import verify_model

@@ -69,6 +69,7 @@ def test_prompt_tokens_are_told_from_output_tokens_by_position() -> None:
     assert counts.computed_prompt_tokens == 100 + 48
     assert counts.admission_hit_tokens == 32
     assert (counts.kv_peak_blocks, counts.running_peak) == (4, 2)
+    assert counts.step_kv_blocks == [1, 2, 3]  # the step without tokens is left out
     assert counts.plan_s == pytest.approx(1.0)
 
 

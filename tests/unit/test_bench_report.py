@@ -23,10 +23,9 @@ from vllm_batchllm.bench.report import (
     markdown,
     report_from_dict,
     report_to_dict,
-    summary_header,
-    summary_rows,
     write_report,
 )
+from vllm_batchllm.bench.tables import summary_header, summary_rows
 
 ARMS = ("stock", "sorted", "batchllm")
 MAKESPANS = {"stock": (9.0, 6.0, 8.0), "sorted": (3.0, 3.0, 2.0), "batchllm": (3.0, 2.0, 2.0)}

@@ -21,7 +21,7 @@ FILE_CALLS = {
     *("open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rename"),
     *("rmtree", "remove_file", "touch", "savefig", "save_file", "fdopen", "symlink_to", "replace"),
 }
-COMMANDS = ("plan/", "bench/", "cli.py")
+COMMANDS = ("plan/", "bench/", "page/", "cli.py")
 """What runs as a command of its own, on files that its user names."""
 
 
@@ -82,6 +82,11 @@ def test_code_that_runs_in_a_server_touches_no_file() -> None:
     assert any(p.name == "scheduler.py" for p in serving)
     places = {str(p.relative_to(PACKAGE)): file_places(p.read_text()) for p in serving}
     assert not {name: found for name, found in places.items() if found}
+    commands = tuple(f"vllm_batchllm.{name.removesuffix('/')}" for name in COMMANDS[:3])
+    for path in serving:
+        nodes = ast.walk(ast.parse(path.read_text()))
+        used = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in used if name.startswith(commands)], path
 
 
 @pytest.mark.parametrize(

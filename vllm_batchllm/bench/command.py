@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,8 @@ from tqdm import tqdm
 from vllm_batchllm.bench.engine import ARMS, EngineSpec, prepare_environment
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.metrics import ABResult
-from vllm_batchllm.bench.report import Report, match_text, ratio_text, report_to_dict
+from vllm_batchllm.bench.page import page_writer
+from vllm_batchllm.bench.report import Report, report_to_dict
 from vllm_batchllm.bench.runner import MIN_ROUNDS, Progress
 from vllm_batchllm.bench.suite import (
     Plan,
@@ -37,7 +38,9 @@ from vllm_batchllm.bench.suite import (
     resolve_workloads,
     run_suite,
 )
+from vllm_batchllm.bench.tables import arms_of, match_text, ratio_text
 from vllm_batchllm.bench.workloads import DEFAULT_SCALE, workload_names
+from vllm_batchllm.page.page import PAGE_NAME
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 _NAMES = f"Workloads: {', '.join(workload_names())}; 'suite' (default) or 'all' for several."
@@ -68,6 +71,9 @@ def bench(
         list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("results/bench"),
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the report as one HTML page as well.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON, not as a table.")
     ] = False,
@@ -99,15 +105,18 @@ def bench(
         )
         plans = [make_plan(name, drawn, spec, vocab_size) for name in names]
         _note_fixed_scale(plans, scale)
-        report = _run(plans, num_rounds, out, quick)
+        on_report = page_writer(report, plans) if report else None
+        result = _run(plans, num_rounds, out, quick, on_report)
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
     except KeyboardInterrupt:
         print(f"interrupted; finished workloads are in {out}", file=sys.stderr)
+        _tell_page(report)
         raise typer.Exit(EXIT_FAILED) from None
-    _show(report, out, as_json)
-    if not is_good(report):
+    _show(result, out, as_json)
+    _tell_page(report)
+    if not is_good(result):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -124,7 +133,19 @@ def _note_fixed_scale(plans: list[Plan], scale: float) -> None:
         print(f"note: {', '.join(fixed)} run at scale 1 by definition", file=sys.stderr)
 
 
-def _run(plans: list[Plan], rounds: int, out: Path, quick: bool) -> Report:
+def _tell_page(folder: Path | None) -> None:
+    """Say where the page is; a run that was interrupted at once has none."""
+    if folder and (folder / PAGE_NAME).is_file():
+        print(f"page: {folder / PAGE_NAME}", file=sys.stderr)
+
+
+def _run(
+    plans: list[Plan],
+    rounds: int,
+    out: Path,
+    quick: bool,
+    on_report: Callable[[Report], None] | None,
+) -> Report:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     total = len(plans) * rounds * len(ARMS)
     with tqdm(total=total, unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
@@ -152,6 +173,7 @@ def _run(plans: list[Plan], rounds: int, out: Path, quick: bool) -> Report:
             command=command,
             on_progress=on_progress,
             on_failure=on_failure,
+            on_report=on_report,
         )
 
 
@@ -173,7 +195,7 @@ def _show(report: Report, out: Path, as_json: bool) -> None:
 
 def _table(results: Sequence[ABResult]) -> Table:
     """A row per workload, narrow enough for a terminal; `bench.md` has every figure."""
-    arms = list(dict.fromkeys(arm for result in results for arm in result.arms))
+    arms = arms_of(results)
     ratios = list(
         dict.fromkeys(f"{r.slower} / {r.faster}" for item in results for r in item.ratios())
     )

@@ -20,7 +20,8 @@ class RunMetrics:
     request found in the cache when it was first admitted. `reuse_efficiency` is the former over
     `optimal_saved_ratio`, `admission_efficiency` the latter; 1.0 where nothing can be saved.
     `cpu_s` is the processor time of all threads, which other users of the machine move less than
-    the makespan. `step_tokens` is the profile: tokens of each step.
+    the makespan. `step_tokens` is the profile: tokens of each step; `step_kv_blocks` the KV blocks
+    held after it, empty in older records.
     """
 
     arm: str
@@ -46,6 +47,7 @@ class RunMetrics:
     plan_s: float
     plan_share: float
     step_tokens: tuple[int, ...] = ()
+    step_kv_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def run_metrics(
         plan_s=record.plan_s,
         plan_share=record.plan_s / makespan_s,
         step_tokens=tuple(record.step_tokens),
+        step_kv_blocks=tuple(record.step_kv_blocks),
     )
 
 

@@ -26,6 +26,7 @@ class StepRecord:
         preemptions: times that a running request was sent back to wait.
         kv_peak_blocks: most blocks held by requests after any step.
         running_peak: most requests running after any step.
+        step_kv_blocks: blocks held by requests after each step of `step_tokens`.
         plan_s: seconds that the queue says it spent on arranging requests.
     """
 
@@ -36,6 +37,7 @@ class StepRecord:
     kv_peak_blocks: int = 0
     running_peak: int = 0
     plan_s: float = 0.0
+    step_kv_blocks: list[int] = field(default_factory=list)
     _admitted: set[str] = field(default_factory=set, repr=False)
 
     @property
@@ -82,6 +84,8 @@ def record(scheduler: Any) -> Iterator[StepRecord]:
         result.add(output, scheduler.requests)
         held = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
         result.kv_peak_blocks = max(result.kv_peak_blocks, held)
+        if output.total_num_scheduled_tokens:
+            result.step_kv_blocks.append(held)
         result.running_peak = max(result.running_peak, len(scheduler.running))
         return output
 

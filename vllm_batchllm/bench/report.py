@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns results into JSON (everything, every round), Markdown and a terminal table.
+"""Turns results into JSON (everything, every round) and Markdown.
 
 The JSON is the record: medians and ratios in the tables are computed from it, and it can be
 read back. A report is written anew after each workload, so that an interrupted benchmark
@@ -20,8 +20,16 @@ from vllm_batchllm.bench.metrics import (
     ABResult,
     Difference,
     OutputMatch,
-    PairedRatio,
     RunMetrics,
+)
+from vllm_batchllm.bench.tables import (
+    NOTE,
+    description,
+    detail_header,
+    detail_rows,
+    differences,
+    summary_header,
+    summary_rows,
 )
 
 SCHEMA = 1
@@ -79,9 +87,7 @@ def result_from_dict(data: Mapping[str, Any]) -> ABResult:
         workload=data["workload"],
         engine=data["engine"],
         arms=tuple(data["arms"]),
-        runs=tuple(
-            RunMetrics(**{**run, "step_tokens": tuple(run["step_tokens"])}) for run in data["runs"]
-        ),
+        runs=tuple(map(_run_from_dict, data["runs"])),
         matches=tuple(
             OutputMatch(
                 **{**match, "differences": tuple(Difference(**d) for d in match["differences"])}
@@ -89,6 +95,12 @@ def result_from_dict(data: Mapping[str, Any]) -> ABResult:
             for match in data["matches"]
         ),
     )
+
+
+def _run_from_dict(data: Mapping[str, Any]) -> RunMetrics:
+    """Read back one run; records of before a field existed have its default."""
+    lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+    return RunMetrics(**{**data, **lists})
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -116,65 +128,6 @@ def _replace(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def ratio_text(ratio: PairedRatio) -> str:
-    """`median (min–max)` of a paired ratio."""
-    return f"{ratio.median:.2f} ({ratio.min:.2f}–{ratio.max:.2f})"
-
-
-def summary_header(results: Sequence[ABResult]) -> list[str]:
-    """Column titles of `summary_rows`."""
-    arms = _arms(results)
-    pairs = dict.fromkeys(f"{r.slower} / {r.faster}" for result in results for r in result.ratios())
-    return [
-        "workload",
-        "requests",
-        "KV blocks",
-        *(f"{arm}, s" for arm in arms),
-        *pairs,
-        *(f"reuse, {arm}" for arm in arms),
-        *(f"preempted, {arm}" for arm in arms),
-        "output match",
-    ]
-
-
-def summary_rows(results: Sequence[ABResult]) -> list[list[str]]:
-    """One row per workload: medians of times, paired ratios, reuse, preemptions, match."""
-    header = summary_header(results)
-    return [[_cell(result, column) for column in header] for result in results]
-
-
-def _cell(result: ABResult, column: str) -> str:
-    fixed = {
-        "workload": lambda: str(result.workload["name"]),
-        "requests": lambda: str(result.workload["num_requests"]),
-        "KV blocks": lambda: str(result.engine["kv_blocks"]),
-        "output match": lambda: match_text(result),
-    }
-    if column in fixed:
-        return fixed[column]()
-    for ratio in result.ratios():
-        if column == f"{ratio.slower} / {ratio.faster}":
-            return ratio_text(ratio)
-    for arm in result.arms:
-        if column == f"{arm}, s":
-            return f"{result.medians(arm)['makespan_s']:.2f}"
-        if column == f"reuse, {arm}":
-            return f"{result.medians(arm)['reuse_efficiency']:.4f}"
-        if column == f"preempted, {arm}":
-            return f"{result.medians(arm)['preemptions']:g}"
-    return "–"
-
-
-def match_text(result: ABResult) -> str:
-    """The lowest match of the arms, with the ties it rests on."""
-    if not result.matches:
-        return "–"
-    lowest = min(result.matches, key=lambda match: match.ratio)
-    ties = sum(match.num_near_ties for match in result.matches)
-    note = f" (near ties: {ties})" if ties else ""
-    return f"{lowest.ratio:.2%}{note}"
-
-
 def markdown(report: Report) -> str:
     """The whole report as Markdown: where it ran, the summary, one table per workload."""
     lines = ["# Stock, sorted and batchllm on the same engine arguments", ""]
@@ -183,8 +136,7 @@ def markdown(report: Report) -> str:
     lines += [f"- {name}: {value}" for name, value in report.environment.items()]
     lines += [
         "",
-        "Times are medians over the rounds; ratios are taken within rounds: median (min–max).",
-        "Reuse is the share of the possible saving that requests found at their first admission.",
+        NOTE,
         "",
     ]
     if report.results:
@@ -195,55 +147,12 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-_DETAILS = (
-    ("makespan, s", "makespan_s", ".2f"),
-    ("processor time, s", "cpu_s", ".2f"),
-    ("tokens/s", "tokens_per_s", ".0f"),
-    ("saved at admission", "admission_saved_ratio", ".1%"),
-    ("saved, recomputation counted", "saved_ratio", ".1%"),
-    ("possible", "optimal_saved_ratio", ".1%"),
-    ("reuse", "reuse_efficiency", ".4f"),
-    ("preemptions", "preemptions", "g"),
-    ("steps", "steps", "g"),
-    ("tokens/step", "tokens_per_step", ".0f"),
-    ("KV peak, blocks", "kv_peak_blocks", "g"),
-    ("running at most", "running_peak", "g"),
-    ("planning", "plan_share", ".2%"),
-)
-
-
 def _details(result: ABResult) -> list[str]:
-    workload = result.workload
-    rounds = len(result.runs) // len(result.arms)
-    pressure = workload["pressure"]
-    lines = [
-        f"## {workload['name']}",
-        "",
-        f"{workload['description']}; lengths ÷ {workload['scale']:g}, seed {workload['seed']}, "
-        f"{workload['num_requests']} requests, {workload['prompt_tokens']} prompt and "
-        f"{workload['output_tokens']} output tokens, {rounds} rounds, "
-        f"{result.engine['kv_blocks']} KV blocks of {workload['block_size']} tokens"
-        + (f" (pressure {pressure:g})." if pressure else "."),
-        "",
-    ]
-    rows = [
-        [arm, *(format(result.medians(arm)[field], style) for _, field, style in _DETAILS)]
-        for arm in result.arms
-    ]
-    lines += _table(["arm", *(title for title, _, _ in _DETAILS)], rows)
-    for match in result.matches:
-        for item in match.unresolved:
-            lines.append(
-                f"\n{match.arm}, round {item.round + 1}: request {item.request} differs from "
-                f"stock at output token {item.position} ({item.got} instead of {item.expected})"
-            )
-    return lines
+    lines = [f"## {result.workload['name']}", "", description(result), ""]
+    lines += _table(detail_header(), detail_rows(result))
+    return lines + [f"\n{line}" for line in differences(result)]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---", *("---:" for _ in header[1:])]
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
-
-
-def _arms(results: Sequence[ABResult]) -> list[str]:
-    return list(dict.fromkeys(arm for result in results for arm in result.arms))

@@ -152,8 +152,11 @@ def run_suite(
     command: str,
     on_progress: OnProgress | None = None,
     on_failure: Callable[[str, BenchError], None] | None = None,
+    on_report: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run each plan and write the report after each; a workload that fails is noted.
+
+    `on_report` gets each report that was written, the last one included.
 
     Raises:
         BenchError: the report cannot be written.
@@ -172,6 +175,8 @@ def run_suite(
         else:
             report = replace(report, results=(*report.results, result))
         write_report(report, out)
+        if on_report:
+            on_report(report)
     return report
 
 

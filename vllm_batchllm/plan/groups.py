@@ -9,9 +9,10 @@ and counts only its own run of blocks, so that the sum over all nodes is the bes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from heapq import heappop, heappush, nlargest
+from itertools import count, pairwise
 
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.grouping import disjoint_nodes
@@ -82,6 +83,37 @@ class SharingTree:
         for node in reversed(self._nodes):
             if node.parent in total:
                 total[node.parent] += total[node]
+        return self._rows(shown, worth, lambda node: total[node])
+
+    def widest(self, top: int, max_depth: int, max_width: int) -> list[SharedPrefix]:
+        """Return the `top` nodes with most members, depth first, within a frame.
+
+        At most `max_depth` levels are entered, and of the nodes beside each other at most
+        `max_width` kept. Only what is kept and its children are looked at, so prompts that nest
+        at any depth cost no more.
+        """
+        shown: dict[Node, int] = {}
+        serial = count()
+        heap: list[tuple[int, int, int, Node]] = []
+
+        def offer(node: Node, level: int) -> None:
+            shared = filter(_is_shared, _children(node))
+            for child in nlargest(max_width, shared, key=lambda child: child.num_waiting):
+                heappush(heap, (-child.num_waiting, next(serial), level, child))
+
+        offer(self._root, 0)
+        while heap and len(shown) < top:
+            _, _, level, node = heappop(heap)
+            shown[node] = level
+            if level + 1 < max_depth:
+                offer(node, level + 1)
+        worth = {node: self._saved(node, node.start) for node in shown}
+        return self._rows(shown, worth, lambda node: node.num_waiting)
+
+    def _rows(
+        self, shown: Mapping[Node, int], worth: Mapping[Node, int], key: Callable[[Node], int]
+    ) -> list[SharedPrefix]:
+        """The shown nodes depth first, of those beside each other the one with most `key` first."""
         rows = []
         stack = [self._root]
         while stack:
@@ -89,7 +121,7 @@ class SharingTree:
             if node in shown:
                 rows.append(self._prefix(node, shown[node], worth[node]))
             children = [child for child in _children(node) if child in shown]
-            stack.extend(sorted(children, key=lambda child: total[child]))
+            stack.extend(sorted(children, key=lambda child: -key(child))[::-1])
         return rows
 
     def _saved(self, node: Node, start: int) -> int:
