@@ -70,6 +70,10 @@ class BatchLLMConfig:
     """Which running request is sent back where that is unavoidable: the newest, as in vLLM, or
     the one with the least to compute again."""
 
+    spread_prefills: bool = True
+    """On GPUs, where memory lets few requests run at once: smaller steps, so that prompts are
+    computed beside the decodes and not in bursts between them. Needs admission ``future``."""
+
     def __post_init__(self) -> None:
         for name, needed in NEEDS_ADMISSION.items():
             if getattr(self, name) is not None and self.admission_rule != needed:

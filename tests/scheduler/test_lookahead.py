@@ -13,9 +13,15 @@ import pytest
 import typer
 from lookahead import lookahead
 from lookahead_arms import Workload, arms_for, run
-from vllm_batchllm.simulate.trace import TraceError, num_distinct_blocks, output_of, prompt_of, read_trace
 
 from vllm_batchllm.prefix.optimum import optimal_saving
+from vllm_batchllm.simulate.trace import (
+    TraceError,
+    num_distinct_blocks,
+    output_of,
+    prompt_of,
+    read_trace,
+)
 
 BLOCK_SIZE = 32
 GOOD = {"timestamp": 5, "input_length": 700, "output_length": 9, "hash_ids": [0, 3]}

@@ -27,7 +27,7 @@ from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint
 from vllm_batchllm.schedule.lengths import Bounds, LengthEstimator
 from vllm_batchllm.schedule.pace import Life
-from vllm_batchllm.schedule.planner import TightnessPlanner
+from vllm_batchllm.schedule.planner import ENOUGH_LIVES, TightnessPlanner
 
 Refusal = Literal["memory", "pace", "peak"]
 
@@ -118,6 +118,19 @@ class Admission:
     def tightness(self) -> Tightness:
         """How tightly requests are admitted now."""
         return self.planner.tightness
+
+    @property
+    def guesses_lengths(self) -> bool:
+        """Whether the output of any running request is a guess."""
+        return self._num_guessed > 0
+
+    @property
+    def mean_output(self) -> float | None:
+        """Mean output of the requests that have ended, tokens; None until enough have."""
+        counters = self.counters
+        if counters.num_lengths < ENOUGH_LIVES:
+            return None
+        return counters.real_tokens / counters.num_lengths
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running

@@ -66,8 +66,8 @@ class TightnessPlanner:
         """Measure nothing from now on."""
         self._clock = None
 
-    def measure_by(self, clock: Callable[[], float], costs: Costs) -> None:
-        """Start again from ``costs``, and measure by another clock, seconds: a simulated one."""
+    def measure_by(self, clock: Callable[[], float] | None, costs: Costs) -> None:
+        """Start again from ``costs``, and measure by another clock, seconds; None keeps them."""
         self.costs, self._meter, self._clock = costs, CostMeter(costs), clock
         self._began_s = self._work = None
 

@@ -22,6 +22,7 @@ from vllm_batchllm.memory.block_pool import GlobalPrefixBlockPool
 from vllm_batchllm.schedule.line import AdmissionLine
 from vllm_batchllm.schedule.order import GroupOrder
 from vllm_batchllm.schedule.planned_line import line_for
+from vllm_batchllm.schedule.step_budget import Outstanding
 
 
 class PrefixGroupQueue(RequestQueue):
@@ -122,6 +123,15 @@ class PrefixGroupQueue(RequestQueue):
         for request in requests:
             if request in self:
                 self._take(request, admitted=False)
+
+    def outstanding(self) -> Outstanding:
+        """What waits in the forests: whoever has hashes. O(number of priorities)."""
+        roots = [line.forest.root for line in self._lines.values()]
+        return Outstanding(
+            sum(root.num_waiting for root in roots),
+            sum(root.num_prompt_tokens for root in roots),
+            sum(root.num_output_tokens for root in roots),
+        )
 
     def __contains__(self, request: object) -> bool:
         line = self._lines.get(self._class_of(request)) if isinstance(request, Request) else None

@@ -8,7 +8,7 @@ what ``--scheduler batchllm`` names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -35,6 +35,7 @@ from vllm_batchllm.schedule.gate import candidate_of, installed_gate
 from vllm_batchllm.schedule.limits import problem_of
 from vllm_batchllm.schedule.order import make_order
 from vllm_batchllm.schedule.queue import PrefixGroupQueue
+from vllm_batchllm.schedule.step_budget import PLATFORM_RIDGE, StepBudget
 from vllm_batchllm.schedule.victims import put_victims_last
 
 logger = get_logger(__name__)
@@ -52,6 +53,7 @@ class PrefixGroupMixin(Scheduler):
     """
 
     for_async_mode = False
+    max_num_scheduled_tokens: int
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         compat.check_vllm_version()
@@ -73,6 +75,8 @@ class PrefixGroupMixin(Scheduler):
             self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
         )
         self.admission = self._make_admission(options) if options is not None else None
+        self._most_step_tokens = self.max_num_scheduled_tokens
+        self.step_budget = self._make_step_budget(_platform())
         if shares_prefixes:
             self.waiting = self._make_queue()
         compat.install_counters_utility()
@@ -125,7 +129,7 @@ class PrefixGroupMixin(Scheduler):
         manager.admission = Admission(
             manager.num_usable_blocks,
             self.block_size,
-            platform_costs("cpu" if current_platform.is_cpu() else "cuda"),
+            platform_costs(_platform()),
             options,
             counters=self.batchllm_counters,
             tokens_per_hash=self.hash_block_size,
@@ -156,6 +160,30 @@ class PrefixGroupMixin(Scheduler):
         if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
             put_victims_last(self.running, manager, self.block_size)
         self._tell_choice(admission)
+        if self.step_budget.spreads:
+            self.max_num_scheduled_tokens = self.step_budget.tokens(
+                self.waiting.outstanding(),
+                anything_running=bool(self.running),
+                output_is_guessed=admission.guesses_lengths,
+                mean_output=admission.mean_output,
+            )
+
+    def _make_step_budget(self, platform: str) -> StepBudget:
+        config = self.batchllm_config
+        can_split = bool(self.scheduler_config.enable_chunked_prefill)
+        spreads = can_split and config.spread_prefills and config.admission_rule == "future"
+        return StepBudget(
+            most=self._most_step_tokens,
+            ridge=PLATFORM_RIDGE[platform] if spreads else 0,
+            capacity_tokens=self.batchllm_counters.kv_blocks * self.block_size,
+            max_num_seqs=self.max_num_running_reqs,
+        )
+
+    def act_on(self, platform: str, clock: Callable[[], float] | None = None) -> None:
+        """Decide as on another platform, and measure by another clock: for simulations."""
+        if self.admission is not None:
+            self.step_budget = self._make_step_budget(platform)
+            self.admission.planner.measure_by(clock, platform_costs(platform))
 
     def _tokens_held(self) -> dict[str, int]:
         return {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running}
@@ -260,6 +288,10 @@ def create_scheduler(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Pref
     """Build the leaf that fits ``vllm_config``; takes what vLLM's schedulers take."""
     leaf = leaf_for(bool(vllm_config.scheduler_config.async_scheduling))
     return leaf(vllm_config, *args, **kwargs)
+
+
+def _platform() -> str:
+    return "cpu" if current_platform.is_cpu() else "cuda"
 
 
 def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:

@@ -15,7 +15,6 @@ from vllm_batchllm.bench.batch import Batch
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.metrics import RunInputs, RunMetrics, run_metrics
 from vllm_batchllm.bench.recorder import record
-from vllm_batchllm.schedule.cost_rule import platform_costs
 from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime
@@ -137,9 +136,8 @@ def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: _Clock) -
         options=dict(arm.options) if arm.is_ours else None,
     )
     scheduler = build_scheduler(SCHEDULERS[arm.scheduler], spec)
-    admission = getattr(scheduler, "admission", None)
-    if admission is not None:
-        admission.planner.measure_by(clock, platform_costs(sizes.platform))
+    if arm.is_ours:
+        scheduler.act_on(sizes.platform, clock)
     return scheduler
 
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts spread over the decodes beside them: real schedulers, as on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_engine import (
+    make_requests,
+    make_scheduler,
+    make_vllm_config,
+    model_output,
+    run_overlapped,
+)
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
+
+NUM_REQUESTS, PROMPT, OUTPUT = 60, 1600, 40
+PROMPTS = [[1 + number, *[5] * (PROMPT - 1)] for number in range(NUM_REQUESTS)]
+
+
+def make(scheduler_cls: Any, model: str, *, is_async: bool = False, **options: Any) -> Any:
+    is_ours = scheduler_cls is not Scheduler
+    scheduler = make_scheduler(
+        scheduler_cls,
+        make_vllm_config(
+            model,
+            num_blocks=10 * (PROMPT + OUTPUT) // 16,
+            max_num_seqs=64,
+            max_num_batched_tokens=8192,
+            async_scheduling=is_async,
+            options=options if is_ours else None,
+        ),
+    )
+    if is_ours:
+        scheduler.act_on("cuda")
+    return scheduler
+
+
+def add(scheduler: Any) -> None:
+    for request in make_requests(PROMPTS, max_tokens=OUTPUT):
+        scheduler.add_request(request)
+
+
+def step_sizes(scheduler: Any) -> list[int]:
+    """Tokens of each step until all requests have ended."""
+    add(scheduler)
+    sizes = []
+    while scheduler.has_unfinished_requests():
+        output = scheduler.schedule()
+        sizes.append(output.total_num_scheduled_tokens)
+        scheduler.update_from_output(output, model_output(scheduler, output))
+    return sizes
+
+
+def test_steps_are_more_even_and_fewer_are_nearly_empty(llama: str) -> None:
+    stock, ours = (
+        step_sizes(make(cls, llama, **options))
+        for cls, options in ((Scheduler, {}), (BatchLLMScheduler, {}))
+    )
+    assert sum(ours) <= sum(stock), "the same work, recomputation aside"
+    assert max(ours) <= 1024 < max(stock)
+
+    def num_valleys(sizes: list[int]) -> int:
+        return sum(size < 64 for size in sizes[: int(0.8 * len(sizes))])
+
+    assert 0 < 3 * num_valleys(ours) < num_valleys(stock)
+    assert len(ours) < 1.1 * len(stock)
+
+
+def test_the_option_leaves_steps_alone(llama: str) -> None:
+    sizes = step_sizes(make(BatchLLMScheduler, llama, spread_prefills=False))
+    assert max(sizes) > 4096
+
+
+@pytest.mark.parametrize("options", [{"admission": "stock"}, {"order": "paper"}])
+def test_only_our_admission_spreads(llama: str, options: dict[str, Any]) -> None:
+    assert not make(BatchLLMScheduler, llama, **options).step_budget.spreads
+
+
+def test_on_the_cpu_nothing_is_spread(llama: str) -> None:
+    scheduler = make(BatchLLMScheduler, llama)
+    scheduler.act_on("cpu")
+    assert max(step_sizes(scheduler)) > 4096
+
+
+def test_overlapped_steps_end_too(llama: str) -> None:
+    scheduler = make(AsyncBatchLLMScheduler, llama, is_async=True)
+    add(scheduler)
+    assert len(run_overlapped(scheduler)) == NUM_REQUESTS
+    assert not scheduler.has_unfinished_requests()
+
+
+def test_a_lone_request_after_the_batch_has_whole_steps_again(llama: str) -> None:
+    scheduler = make(BatchLLMScheduler, llama)
+    step_sizes(scheduler)
+    (request,) = make_requests([[9] * 6000], max_tokens=2)
+    scheduler.add_request(request)
+    assert scheduler.schedule().total_num_scheduled_tokens == 6000

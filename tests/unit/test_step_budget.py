@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many tokens a step may have."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_batchllm.schedule.step_budget import MIN_STEP_TOKENS, Outstanding, step_tokens
+
+LONG = Outstanding(num_requests=400, num_prompt_tokens=400 * 2200, num_output_tokens=400 * 100)
+
+
+def tokens(outstanding: Outstanding = LONG, **figures: int) -> int:
+    defaults = {"most": 16384, "ridge": 256, "capacity_tokens": 99_000, "max_num_seqs": 1024}
+    return step_tokens(outstanding, **(defaults | figures))
+
+
+def test_a_step_has_the_tokens_of_the_steady_state() -> None:
+    """44 requests of 2,250 tokens fit; each brings 22 prompt tokens for every output token."""
+    assert tokens() == 44 * 23
+    assert tokens(capacity_tokens=2 * 99_000) == 88 * 23
+
+
+def test_where_many_run_steps_stay_as_they_are() -> None:
+    assert tokens(capacity_tokens=10**6) == 16384
+    assert tokens(capacity_tokens=10**6, max_num_seqs=40) == 40 * 23, "they may not run"
+
+
+def test_devices_without_a_ridge_and_unknown_work_keep_the_engine_s_steps() -> None:
+    assert tokens(ridge=0) == 16384
+    assert tokens(Outstanding(0, 0, 0)) == 16384
+
+
+@pytest.mark.parametrize("most", [1, 256, MIN_STEP_TOKENS])
+def test_small_steps_are_not_made_smaller(most: int) -> None:
+    assert tokens(most=most) == most
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**10), st.integers(0, 10**10), st.integers(1, 10**6))
+def test_between_the_least_and_the_most(requests: int, prompt: int, output: int, most: int) -> None:
+    found = tokens(Outstanding(requests, prompt, output if requests else 0), most=most)
+    assert min(most, MIN_STEP_TOKENS) <= found <= most
