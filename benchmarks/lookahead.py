@@ -26,11 +26,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "scheduler"))
 import typer
 from fake_engine import model_folder
 from lookahead_arms import Workload, arms_for, run
-from vllm_batchllm.simulate.trace import TraceError, num_distinct_blocks, output_of, prompt_of, read_trace
 from tqdm import tqdm
 
 from vllm_batchllm.prefix.optimum import optimal_saving
 from vllm_batchllm.schedule.order import ORDERS
+from vllm_batchllm.simulate.trace import (
+    TraceError,
+    num_distinct_blocks,
+    output_of,
+    prompt_of,
+    read_trace,
+)
 
 BAD_INPUT = 2
 HEADER = (

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every workload at the paper's lengths on three set-ups: orders, parts of our scheduler, the bound.
+
+    python benchmarks/paper/policies_at_scale.py --out benchmarks/results/paper
+
+Writes `policies.json` (every row) and `policies.md` (tables). Makespans are simulated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sim_rows import Row, run_rows, table
+
+from vllm_batchllm.bench.workloads import workload_names
+
+Results = dict[tuple[str, str, str], dict[str, Any]]
+"""Results by set-up, workload and column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """A device with a model."""
+
+    name: str
+    device: str
+    model: str
+    weight_bits: float = 16
+
+
+PLATFORMS = (
+    Platform("A100-80GB, 8B", "A100-80GB", "Llama-3.1-8B"),
+    Platform("H100-80GB, 8B", "H100-80GB", "Llama-3.1-8B"),
+    Platform("H100-80GB, 70B of 4 bits", "H100-80GB", "Llama-3.1-70B", 4),
+)
+SHARED = "shared attention"
+SORTED, OURS, PAPER = "sorted", "batchllm", "paper"
+MAIN = (SORTED, PAPER, OURS, SHARED)
+TRIED = ("decode-ratio", "longest-first", "mix", "mix-split", "lpm", "dfs-weight")
+PARTS: dict[str, dict[str, Any]] = {
+    "queue alone": {"options": (("admission", "stock"),), "stock_seqs": True},
+    "+ admission": {"options": (("spread_prefills", False),), "stock_seqs": True},
+    "+ spread prefills": {"stock_seqs": True},
+}
+"""What is added one after the other; the last addition, more requests at once, is ours."""
+WITH_ROOM = (
+    "decode-heavy",
+    "skewed-output",
+    "mixed",
+    "no-sharing",
+    "industry",
+    "micro-2000-200-d16",
+)
+"""Workloads on which orders and parts are compared: those where sorting leaves most to win, and
+the two main shapes."""
+NUM_LONG = 5
+"""`long-16000` has so many times fewer requests."""
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    num_requests: Annotated[int, typer.Option(help="Requests of each workload.")] = 1000,
+    keep: Annotated[bool, typer.Option(help="Keep rows of an earlier run.")] = False,
+) -> None:
+    """Simulate all rows and write the tables."""
+    rows = list(_rows(num_requests))
+    results = run_rows([row for _, row in rows], out / "policies.json", keep=keep)
+    by_key = {key: result for (key, _), result in zip(rows, results, strict=True)}
+    text = report(by_key, num_requests)
+    (out / "policies.md").write_text(text)
+    print(text)
+
+
+def _rows(num_requests: int) -> Iterable[tuple[tuple[str, str, str], Row]]:
+    for platform in PLATFORMS:
+        for workload in workload_names():
+            count = num_requests // NUM_LONG if workload == "long-16000" else num_requests
+            columns = [*MAIN, *(TRIED if workload in WITH_ROOM else ())]
+            columns += PARTS if workload in WITH_ROOM else ()
+            for column in columns:
+                yield (
+                    (platform.name, workload, column),
+                    _row(platform, workload, column, count),
+                )
+
+
+def _row(platform: Platform, workload: str, column: str, num_requests: int) -> Row:
+    known = column not in PARTS and column != SHARED
+    return Row(
+        label=f"{platform.name}, {workload}: {column}",
+        workload=workload,
+        arm=column if known else OURS,
+        num_requests=num_requests,
+        device=platform.device,
+        model=platform.model,
+        weight_bits=platform.weight_bits,
+        shares_attention=column == SHARED,
+        **PARTS.get(column, {}),
+    )
+
+
+def report(results: Results, num_requests: int) -> str:
+    """All tables as Markdown."""
+    lines = [
+        "# Policies at the paper's scale, simulated\n",
+        "`python benchmarks/paper/policies_at_scale.py --out benchmarks/results/paper`\n",
+        (
+            f"{num_requests} requests ({num_requests // NUM_LONG} of `long-16000`) at full lengths, vLLM's "
+            "default sizes for `LLM` on the device. Figures are speeds over sorted stock vLLM; in "
+            "brackets the preemptions. The bound: no order and no admission is faster with vLLM's "
+            "kernels. Shared attention: our scheduler with a kernel that reads shared KV once.\n"
+        ),
+    ]
+    for platform in PLATFORMS:
+        lines += [f"## {platform.name}\n", _main_table(results, platform.name)]
+        lines += [f"### Orders, {platform.name}\n", _other_table(results, platform.name, TRIED)]
+        lines += [f"### Parts, {platform.name}\n", _other_table(results, platform.name, PARTS)]
+    return "\n".join(lines)
+
+
+def speed_over_sorted(results: Results, key: tuple[str, str, str]) -> float:
+    """Makespan of sorted stock / makespan of the column."""
+    platform, workload, _ = key
+    base = results[platform, workload, SORTED]["metrics"]["makespan_s"]
+    return float(base / results[key]["metrics"]["makespan_s"])
+
+
+def bound_over_sorted(results: Results, platform: str, workload: str) -> float:
+    """Makespan of sorted stock / the lower bound of the set-up with most requests at once."""
+    base = results[platform, workload, SORTED]
+    return float(base["metrics"]["makespan_s"] / results[platform, workload, OURS]["bound_s"])
+
+
+def _main_table(results: Results, platform: str) -> str:
+    header = ["workload", "sorted, s", "paper", "batchllm", "bound", "with shared attention"]
+    rows = []
+    columns: list[list[float]] = [[] for _ in range(4)]
+    for workload in workload_names():
+        base = results[platform, workload, SORTED]["metrics"]
+        figures = [
+            speed_over_sorted(results, (platform, workload, PAPER)),
+            speed_over_sorted(results, (platform, workload, OURS)),
+            bound_over_sorted(results, platform, workload),
+            speed_over_sorted(results, (platform, workload, SHARED)),
+        ]
+        for column, figure in zip(columns, figures, strict=True):
+            column.append(figure)
+        counts = [
+            results[platform, workload, name]["metrics"]["preemptions"]
+            for name in (SORTED, PAPER, OURS)
+        ]
+        rows.append(
+            [
+                workload,
+                f"{base['makespan_s']:.0f} [{counts[0]}]",
+                f"{figures[0]:.3f} [{counts[1]}]",
+                f"{figures[1]:.3f} [{counts[2]}]",
+                *(f"{figure:.3f}" for figure in figures[2:]),
+            ]
+        )
+    means = [f"{math.exp(sum(map(math.log, column)) / len(column)):.3f}" for column in columns]
+    return table(header, [*rows, ["geometric mean", "", *means]])
+
+
+def _other_table(results: Results, platform: str, names: Iterable[str]) -> str:
+    columns = [*names, OURS]
+    rows = [
+        [
+            workload,
+            *(_cell(results, (platform, workload, column)) for column in columns),
+            f"{bound_over_sorted(results, platform, workload):.3f}",
+        ]
+        for workload in WITH_ROOM
+    ]
+    return table(["workload", *columns, "bound"], rows)
+
+
+def _cell(results: Results, key: tuple[str, str, str]) -> str:
+    preemptions = results[key]["metrics"]["preemptions"]
+    return f"{speed_over_sorted(results, key):.3f} [{preemptions}]"
+
+
+if __name__ == "__main__":
+    typer.run(main)
