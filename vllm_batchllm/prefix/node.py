@@ -27,6 +27,23 @@ class Load(NamedTuple):
 
 NO_LOAD = Load(0, 0)
 
+FEW = 8
+"""Items that a plain dict may hold; it is smaller than an OrderedDict, and most nodes have one."""
+
+
+def with_item(items: dict[T, Load] | None, item: T, load: Load) -> dict[T, Load]:
+    """``items`` with one more, in order of addition; a new object where the old one does not do.
+
+    The first of many is found in O(1) however many before it were removed, which a plain dict does
+    not promise.
+    """
+    if items is None:
+        return {item: load}
+    if len(items) == FEW:
+        items = OrderedDict(items)
+    items[item] = load
+    return items
+
 
 class PrefixNode(Generic[T]):
     """A run of blocks ``hashes[start:end]`` shared by everything at or below it.
@@ -72,8 +89,8 @@ class PrefixNode(Generic[T]):
         self.parent = parent
         self.rank = rank
         self.children: dict[Hashable, PrefixNode[T]] | None = None
-        self.members: OrderedDict[T, Load] | None = None
-        self.aligned: OrderedDict[T, Load] | None = None
+        self.members: dict[T, Load] | None = None
+        self.aligned: dict[T, Load] | None = None
         self.num_waiting = 0
         self.num_output_tokens = 0
         self.num_prompt_tokens = 0
