@@ -20,8 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,38 +66,36 @@ def planning_row(num_requests: int, hashes: str, shape: str, repeats: int) -> Ro
     return run_apart("forest_scale", arguments)[0]
 
 
-def planning_rows(sizes: Sequence[int], repeats: int, max_hashing_s: float) -> list[Row]:
+def planning_rows(sizes: Sequence[int], repeats: int, max_hashing_s: float) -> Iterator[Row]:
     """The main shape at every size, smaller sizes first."""
-    rows: list[Row] = []
+    row: Row | None = None
     for size in sorted(sizes):
-        expected_s = rows[-1]["hashing_s"] * size / rows[-1]["num_requests"] if rows else 0.0
+        expected_s = row["hashing_s"] * size / row["num_requests"] if row else 0.0
         is_long = expected_s > max_hashing_s
         many = 1 if size >= MANY else repeats
         row = planning_row(size, "made" if is_long else "vllm", "main", many)
         row["hashing_is_extrapolated"] = is_long
         if is_long:
             row["hashing_s"] = round(expected_s, 5)
-        rows.append(row)
         _tell(row, f"{size:,} requests planned in {row['total_s']:.3f} s")
-    return rows
+        yield row
 
 
-def industry_row(num_requests: int, repeats: int) -> Row:
+def industry_rows(num_requests: int, repeats: int) -> Iterator[Row]:
     """The industry shape at scale 1."""
     row = planning_row(num_requests, "vllm", "industry", repeats)
     _tell(row, f"industry, {num_requests:,} requests, planned in {row['total_s']:.3f} s")
-    return row
+    yield row
 
 
-def step_rows(waiting: int, running: Sequence[int], arrival: str, args: Any) -> list[Row]:
+def step_rows(waiting: int, running: Sequence[int], arrival: str, args: Any) -> Iterator[Row]:
     """Steps against stock with so many waiting, a row for each number running."""
     arguments = ["--waiting", str(waiting), "--running", *map(str, running)]
     arguments += ["--arrival", arrival, "--rounds", str(args.rounds), "--steps", str(args.steps)]
     arguments += ["--warmup", str(args.warmup)]
-    rows = run_apart("step_cost", arguments)
-    for row in rows:
+    for row in run_apart("step_cost", arguments):
         _tell(row, f"{waiting:,} waiting ({arrival}), {row['num_running']:,} running")
-    return rows
+        yield row
 
 
 def _tell(row: Row, text: str) -> None:
@@ -106,22 +103,20 @@ def _tell(row: Row, text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parts(args: argparse.Namespace) -> list[tuple[str, Callable[[], Any]]]:
-    """What is to be measured: names in the result, and how."""
+def parts(args: argparse.Namespace) -> list[tuple[str, Iterator[Row]]]:
+    """What is to be measured: names in the result, and rows as they come."""
     most, smallest = args.max_requests, min(SIZES)
     sizes = [size for size in SIZES if size <= most] or [max(most // 4, 1), most]
     waiting = [number for number in WAITING if number <= max(most, smallest)]
     running = [n for n in RUNNING if n <= args.max_running] or [args.max_running]
-    jobs: list[tuple[str, Callable[[], Any]]] = [
-        ("planning", partial(planning_rows, sizes, args.repeats, args.max_hashing_s)),
-        ("industry", partial(industry_row, min(INDUSTRY_REQUESTS, most), args.repeats)),
+    jobs = [
+        ("planning", planning_rows(sizes, args.repeats, args.max_hashing_s)),
+        ("industry", industry_rows(min(INDUSTRY_REQUESTS, most), args.repeats)),
     ]
     if not args.planning_only:
-        ways = [(number, "shuffled") for number in waiting]
-        ways += [(number, "sorted") for number in waiting if number == SORTED_WAITING]
-        for number, arrival in ways:
-            how = partial(step_rows, number, running, arrival, args)
-            jobs.append((f"steps, {number:,} waiting, {arrival}", how))
+        jobs += [("steps", step_rows(n, running, "shuffled", args)) for n in waiting]
+        if SORTED_WAITING in waiting:
+            jobs.append(("steps", step_rows(SORTED_WAITING, running, "sorted", args)))
     return jobs
 
 
@@ -156,14 +151,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cpus": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "python": sys.version.split()[0],
-        "steps": [],
+        **{name: [] for name in ("planning", "industry", "steps")},
     }
-    for name, measure in parts(args):
-        if name.startswith("steps"):
-            results["steps"] += measure()
-        else:
-            results[name] = measure()
-        (args.out / "scale.json").write_text(json.dumps(results, indent=1) + "\n")
+    for name, rows in parts(args):
+        for row in rows:
+            results[name].append(row)
+            (args.out / "scale.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report(results)
     (args.out / "scale.md").write_text(text)
     plot(results, args.out / "scale.png")

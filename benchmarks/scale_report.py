@@ -68,7 +68,8 @@ def _exponent(rows: Sequence[Row], values: Sequence[float]) -> float | None:
 def report(results: Row) -> str:
     """The tables, as Markdown."""
     rows = results["planning"]
-    texts = [_planning_table(rows), _exponents_text(rows), _industry_text(results["industry"])]
+    texts = [_planning_table(rows), _exponents_text(rows)]
+    texts += [_industry_text(row) for row in results["industry"]]
     if results["steps"]:
         texts.append(_steps_table(results["steps"]))
     return "\n\n".join(texts) + "\n"
