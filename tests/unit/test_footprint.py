@@ -194,3 +194,28 @@ def test_the_mean_age_weighs_requests_by_what_they_hold(requests) -> None:
     if requests:
         footprint.remove("0")
         assert footprint.tokens == total - held["0"]
+
+
+@given(
+    lives=st.lists(
+        st.tuples(st.integers(0, 9), st.integers(1, 50), st.integers(1, 9)), max_size=12
+    ),
+    looks=st.sets(st.integers(0, 18)),
+)
+def test_the_tokens_held_are_known_in_every_step_whether_or_not_anybody_looks(lives, looks) -> None:
+    footprint = RunningFootprint(block_size=4)
+    for step in range(20):
+        footprint.step()
+        for name, (start, tokens, length) in enumerate(lives):
+            if start == step:
+                footprint.add(str(name), Newcomer((), tokens, length))
+            if start + length == step:
+                footprint.remove(str(name))
+        held = {
+            str(name): tokens + step - start
+            for name, (start, tokens, length) in enumerate(lives)
+            if start <= step < start + length
+        }
+        if step in looks:
+            footprint.update(held)
+        assert footprint.tokens == sum(held.values())

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,22 @@ def test_the_forest_is_as_small_as_a_radix_forest_can_be(path_list) -> None:
     for item in items:
         forest.remove(item)
     assert len(forest) == 0 and not forest.root.children
+
+
+@pytest.mark.parametrize("tail", [0, 3])
+def test_many_equal_prompts_leave_in_order_of_arrival(tail) -> None:
+    forest: PrefixForest[Item] = PrefixForest(block_size=4)
+    items = [Item(number, (1, 2), tail=tail, max_tokens=1) for number in range(50)]
+    for item in items:
+        forest.insert(item, item.block_hashes, item.name, Load(1, tail))
+    node = forest.node_of(items[0])
+    # in a plain dict the first of many is behind all that have left
+    assert isinstance(node.members if tail else node.aligned, OrderedDict)
+    forest.remove(items.pop(30))
+    for item in items:
+        assert next(node.ending_here()) is item
+        forest.remove(item)
+    assert not forest
 
 
 def test_no_hash_is_copied() -> None:

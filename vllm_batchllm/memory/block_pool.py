@@ -162,8 +162,14 @@ class GlobalPrefixBlockPool(BlockPool):
             self.free_block_queue.refile(self.blocks[block_id])
 
     def _remove_cached_block_hashes(self, block: KVCacheBlock) -> list[BlockHashWithGroupId]:
-        """vLLM's; the block is of no use now, and a copy of it may be needed instead."""
+        """vLLM's; the block is of no use now, and a copy of it may be needed instead.
+
+        Called for every block that is handed out, most of which never had a hash.
+        """
+        was_cached = block.block_hash is not None
         removed: list[BlockHashWithGroupId] = super()._remove_cached_block_hashes(block)
+        if not was_cached:
+            return removed
         self._origins[block.block_id] = ()
         if self._future:
             self.free_block_queue.refile(block)

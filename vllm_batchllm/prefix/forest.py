@@ -13,12 +13,11 @@ at or below it and how much work they bring, which is all that an ordering of gr
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
 from typing import Generic, TypeVar
 
-from vllm_batchllm.prefix.node import NO_LOAD, Key, Load, PrefixNode, Rank
+from vllm_batchllm.prefix.node import NO_LOAD, Key, Load, PrefixNode, Rank, with_item
 from vllm_batchllm.prefix.observer import ForestObserver
 
 T = TypeVar("T", bound=Hashable)
@@ -79,11 +78,9 @@ class PrefixForest(Generic[T]):
             raise ValueError(f"{item!r} has no block hashes; it cannot be placed in a forest")
         node, num_new_blocks = self._place(hashes, rank)
         if load.num_tail_tokens:
-            node.members = node.members or OrderedDict()
-            node.members[item] = load
+            node.members = with_item(node.members, item, load)
         else:
-            node.aligned = node.aligned or OrderedDict()
-            node.aligned[item] = load
+            node.aligned = with_item(node.aligned, item, load)
         self._node_of[item] = node
         self._grow(node, rank, load, num_new_blocks * self.block_size + load.num_tail_tokens)
         if num_new_blocks and self.observer is not None:

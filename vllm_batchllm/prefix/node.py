@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from vllm_batchllm.prefix.hashing import num_equal
@@ -26,6 +27,34 @@ class Load(NamedTuple):
 
 
 NO_LOAD = Load(0, 0)
+
+
+@lru_cache(maxsize=4096)
+def load_of(num_output_tokens: int, num_tail_tokens: int) -> Load:
+    """A :class:`Load`, the same object for equal figures as long as few differ.
+
+    A million requests are alike in this. Python's garbage collector looks through whatever was
+    made, and a load for each request made filing them an eighth slower.
+    """
+    return Load(num_output_tokens, num_tail_tokens)
+
+
+FEW = 8
+"""Items that a plain dict may hold; it is smaller than an OrderedDict, and most nodes have one."""
+
+
+def with_item(items: dict[T, Load] | None, item: T, load: Load) -> dict[T, Load]:
+    """``items`` with one more, in order of addition; a new object where the old one does not do.
+
+    The first of many is found in O(1) however many before it were removed, which a plain dict does
+    not promise.
+    """
+    if items is None:
+        return {item: load}
+    if len(items) == FEW:
+        items = OrderedDict(items)
+    items[item] = load
+    return items
 
 
 class PrefixNode(Generic[T]):
@@ -72,8 +101,8 @@ class PrefixNode(Generic[T]):
         self.parent = parent
         self.rank = rank
         self.children: dict[Hashable, PrefixNode[T]] | None = None
-        self.members: OrderedDict[T, Load] | None = None
-        self.aligned: OrderedDict[T, Load] | None = None
+        self.members: dict[T, Load] | None = None
+        self.aligned: dict[T, Load] | None = None
         self.num_waiting = 0
         self.num_output_tokens = 0
         self.num_prompt_tokens = 0

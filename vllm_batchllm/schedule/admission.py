@@ -53,6 +53,16 @@ class _Running:
     groups: tuple[Hashable, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What is expected of a candidate; worked out once for the question and the start."""
+
+    candidate: Candidate
+    groups: tuple[Hashable, ...]
+    predicted: int
+    newcomer: Newcomer
+
+
 class Admission:
     """Decides on admissions; told of everything that happens to requests.
 
@@ -101,6 +111,7 @@ class Admission:
         self._num_guessed = self._num_held = 0
         self._tokens_held: Callable[[], Mapping[str, int]] | None = None
         self._refusal: Refusal | None = None
+        self._expected: _Expected | None = None
         self._stuck: str | None = None
         self._stuck_until = 0
 
@@ -147,7 +158,8 @@ class Admission:
         tokens_held: prompt and output of each running request so far, asked for only where it
         matters; requests that were never admitted here are none of its business.
         """
-        self._refusal = None
+        self._refusal = self._expected = None
+        self._footprint.step()
         self._tokens_held = tokens_held
         self._num_held = self.num_blocks - num_free_blocks
         counters = self.counters
@@ -190,14 +202,14 @@ class Admission:
         """``candidate`` has started. Without effect if it runs already."""
         if candidate.request_id in self._running:
             return
-        groups = candidate.groups()
-        predicted = self._predict(candidate, groups, candidate.num_generated)
-        num_steps = max(predicted - candidate.num_generated, 1)
-        newcomer = self._newcomer(candidate, self._remaining(predicted, candidate.num_generated))
-        num_shared = self._footprint.add(candidate.request_id, newcomer)
+        expected = self._expect(candidate)
+        num_steps = max(expected.predicted - candidate.num_generated, 1)
+        num_shared = self._footprint.add(candidate.request_id, expected.newcomer)
         num_own = -(-candidate.num_tokens // self._block_size) - num_shared
         self._num_guessed += not candidate.length_known
-        self._running[candidate.request_id] = _Running(candidate, predicted, num_own, groups)
+        self._running[candidate.request_id] = _Running(
+            candidate, expected.predicted, num_own, expected.groups
+        )
         # A guess would make all lives look alike, and be paced as if they were.
         if candidate.length_known:
             life = Life.of(num_own, candidate.num_tokens, num_steps, self._block_size)
@@ -252,9 +264,7 @@ class Admission:
             return "peak" if held > threshold * self._capacity else None
         if not candidate.num_generated and len(self._running) + 1 > self.planner.max_running:
             return "pace"
-        predicted = self._predict(candidate, candidate.groups(), candidate.num_generated)
-        remaining = self._remaining(predicted, candidate.num_generated)
-        newcomer = self._newcomer(candidate, remaining)
+        newcomer = self._expect(candidate).newcomer
         if self._num_guessed:  # one of them may have outgrown its prediction
             self._update_footprint()
         if self._footprint.fits_whatever_happens(newcomer, self._capacity):
@@ -262,9 +272,9 @@ class Admission:
         self._update_footprint()
         near = NEAR_BLOCKS * self._block_size
         if candidate.length_known:  # of a short life that would be all
-            near = min(near, NEAR_LIFE * remaining)
+            near = min(near, NEAR_LIFE * newcomer.num_remaining)
         # What comes after its end it can neither cause nor prevent; but is it the end?
-        until = remaining + 1 if candidate.length_known else None
+        until = newcomer.num_remaining + 1 if candidate.length_known else None
         outlook = self._footprint.outlook(newcomer, near=int(near), until=until)
         if outlook.near > self._capacity or outlook.peak > self._highest_peak(candidate):
             self._stuck = candidate.request_id
@@ -283,6 +293,16 @@ class Admission:
 
     def _newcomer(self, candidate: Candidate, num_remaining: int) -> Newcomer:
         return Newcomer(candidate.hashes, candidate.num_tokens, num_remaining)
+
+    def _expect(self, candidate: Candidate) -> _Expected:
+        expected = self._expected
+        if expected is None or expected.candidate is not candidate:
+            groups = () if candidate.length_known else candidate.groups()
+            predicted = self._predict(candidate, groups, candidate.num_generated)
+            remaining = self._remaining(predicted, candidate.num_generated)
+            newcomer = self._newcomer(candidate, remaining)
+            expected = self._expected = _Expected(candidate, groups, predicted, newcomer)
+        return expected
 
     def _predict(
         self, candidate: Candidate, groups: tuple[Hashable, ...], num_generated: int
@@ -304,7 +324,7 @@ class Admission:
         return max(predicted - num_generated - 1, 0) + self._lag
 
     def _forget(self, request_id: str) -> _Running | None:
-        self._stuck = None
+        self._stuck = self._expected = None
         running = self._running.pop(request_id, None)
         if running is not None:
             self._num_guessed -= not running.candidate.length_known

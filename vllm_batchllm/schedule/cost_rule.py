@@ -102,6 +102,7 @@ class CostMeter:
         self._keep = 1.0 - 1.0 / memory_steps
         self._matrix = np.zeros((4, 4))
         self._vector = np.zeros(4)
+        self._solution = self._prior
         self._pending: list[tuple[float, int, int, int, float]] = []
         self.num_steps = 0
 
@@ -119,18 +120,19 @@ class CostMeter:
         observed = np.array(self._pending)
         rows, seconds = observed[:, :4], observed[:, 4]
         if self.num_steps > len(self._pending):
-            seconds = np.minimum(seconds, 10.0 * (rows @ self._solve()))
+            seconds = np.minimum(seconds, 10.0 * (rows @ self._solution))
         self._pending.clear()
         kept = self._keep ** np.arange(len(rows), -1, -1.0)
         weighted = rows * kept[1:, None]
         self._matrix = kept[0] * self._matrix + weighted.T @ rows
         self._vector = kept[0] * self._vector + seconds @ weighted
+        self._solution = self._solve()
 
     def costs(self) -> Costs:
         """The best estimate so far; none of the figures is negative."""
         if self._pending:
             self._take_in()
-        return Costs(*map(float, self._solve()))
+        return Costs(*map(float, self._solution))
 
     def _solve(self) -> Vector:
         matrix = self._matrix + self._prior_matrix

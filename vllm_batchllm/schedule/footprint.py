@@ -18,7 +18,7 @@ import numpy as np
 from vllm_batchllm.prefix.hashing import num_equal
 from vllm_batchllm.schedule.shared_runs import Ints, SharedRuns, blocks_held, with_room
 
-_SERIAL, _TOKENS, _FINAL, _SHARED, _FIRST = range(5)
+_SERIAL, _TOKENS, _FINAL, _SHARED, _FIRST, _SINCE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,10 @@ class RunningFootprint:
         self._serial_of: dict[str, int] = {}
         self._next_serial = 0
         self._gone: list[int] = []
-        self._rows: Ints = np.empty((5, 64), np.int64)
+        self._rows: Ints = np.empty((6, 64), np.int64)
         self._num_rows = 0
         self._runs = SharedRuns()
-        self._final_own = self._num_tokens = 0
+        self._final_own = self._tokens_at_step_0 = self._now = 0
 
     def __len__(self) -> int:
         return len(self._serial_of)
@@ -111,11 +111,15 @@ class RunningFootprint:
         final = newcomer.num_tokens + newcomer.num_remaining
         self._rows = with_room(self._rows, self._num_rows)
         tokens = newcomer.num_tokens
-        self._rows[:, self._num_rows] = (serial, tokens, final, shared, tokens)
+        self._rows[:, self._num_rows] = (serial, tokens, final, shared, tokens, self._now)
         self._num_rows += 1
         self._final_own += self._blocks(final) - shared
-        self._num_tokens += newcomer.num_tokens
+        self._tokens_at_step_0 += tokens - self._now
         return shared
+
+    def step(self) -> None:
+        """A step begins, with one token more in every request. O(1)."""
+        self._now += 1
 
     def remove(self, request_id: str) -> None:
         """Forget a request that finished or was preempted. Raises KeyError if unknown. O(1).
@@ -133,8 +137,10 @@ class RunningFootprint:
         rows = self._requests
         get = num_tokens.get
         held = np.array([get(request_id, -1) for request_id in self._ids], np.int64)
-        np.copyto(rows[_TOKENS], held, where=held >= 0)
-        self._num_tokens = int(rows[_TOKENS].sum())
+        is_known = held >= 0
+        np.copyto(rows[_TOKENS], held, where=is_known)
+        np.copyto(rows[_SINCE], self._now, where=is_known)
+        self._tokens_at_step_0 = int(rows[_TOKENS].sum() - rows[_SINCE].sum())
         outgrown = np.flatnonzero(rows[_TOKENS] > rows[_FINAL])
         return [self._ids[position] for position in outgrown]
 
@@ -193,10 +199,11 @@ class RunningFootprint:
     def tokens(self) -> int:
         """Tokens of all running requests, shared ones counted as often as they are shared.
 
-        As of the last :meth:`update`, and of each request's start.
+        Exact if each has grown by a token a step since the last :meth:`update` or its start. O(1)
+        while nobody leaves.
         """
         self._let_go()
-        return self._num_tokens
+        return self._tokens_at_step_0 + self._num_rows * self._now
 
     @property
     def mean_age(self) -> float:
@@ -232,8 +239,8 @@ class RunningFootprint:
     ) -> tuple[Ints, Ints, Ints]:
         """Requests, and sizes and ends of runs, as they would be with ``newcomer`` admitted."""
         shared = self._blocks_shared_with_last(newcomer.hashes)
-        row = np.array([[-1], [newcomer.num_tokens], [-1], [shared], [newcomer.num_tokens]])
-        requests = np.concatenate((requests, row), axis=1)
+        row = (-1, newcomer.num_tokens, -1, shared, newcomer.num_tokens, self._now)
+        requests = np.column_stack((requests, row))
         if shared:
             serial, covered = map(int, requests[[_SERIAL, _SHARED], -2])
             neighbour = (serial, covered, int(remaining[-1]))
@@ -275,7 +282,7 @@ class RunningFootprint:
         leaving = rows[:, ~stays]
         own = -(-leaving[_FINAL] // self._block_size) - leaving[_SHARED]
         self._final_own -= int(own.sum())
-        self._num_tokens -= int(leaving[_TOKENS].sum())
+        self._tokens_at_step_0 -= int(leaving[_TOKENS].sum() - leaving[_SINCE].sum())
         kept = rows[:, stays]
         self._num_rows = kept.shape[1]
         self._rows[:, : self._num_rows] = kept

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from vllm_batchllm.prefix.forest import PrefixForest
-from vllm_batchllm.prefix.node import Load, PrefixNode
+from vllm_batchllm.prefix.node import Load, PrefixNode, load_of
 from vllm_batchllm.prefix.walk import DepthFirstWalk
 from vllm_batchllm.schedule.order import GroupOrder, LoneLoad, RankingOrder
 from vllm_batchllm.schedule.ranked_line import RankedLine
@@ -177,7 +177,7 @@ class AdmissionLine(Generic[R]):
 
     def _load(self, request: R) -> Load:
         num_block_tokens = len(request.block_hashes) * self._forest.block_size
-        return Load(self.expect(request), max(request.num_tokens - num_block_tokens, 0))
+        return load_of(self.expect(request), max(request.num_tokens - num_block_tokens, 0))
 
     def _overdue(self) -> R | None:
         """The oldest waiting request, if it has waited longer than allowed."""
