@@ -61,6 +61,10 @@ RUNNABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CONTEXT_LENGTHS = {"OPTConfig": 2048, "GPT2Config": 1024}
 SEED = 0
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>")
 
 
@@ -119,4 +123,5 @@ def _tokenizer() -> Any:
         eos_token=end,
         pad_token=pad,
         unk_token=unknown,
+        chat_template=CHAT_TEMPLATE,
     )
