@@ -43,7 +43,7 @@ test-fast: setup ## tests without a model: tests/unit and tests/scheduler
 
 fuzz: setup ## 100,000 random steps of schedulers, random inputs of all parsers (FUZZ_SEED=n replays)
 	@seed="$(FUZZ_SEED)"; export FUZZ_SEED="$${seed:-$$($(PY) -c 'import secrets; print(secrets.randbelow(10**6))')}"; \
-	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
+	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --timeout=3600 --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
 	  tests/scheduler/test_scheduler_machine.py tests/unit/test_fuzz_parsers.py $(PYTEST_ARGS)
 
 conformance: setup ## vLLM's own tests with its classes and with ours, compared (long)
