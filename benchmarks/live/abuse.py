@@ -2,6 +2,7 @@
 """A real server under abuse: what was sent, answered, refused, aborted, lost; blocks leaked.
 
     python benchmarks/live/abuse.py --out benchmarks/results/server/abuse.json
+    python benchmarks/live/abuse.py --preempting --out benchmarks/results/server/preempting.json
 
 Lost is what was neither answered in full, nor refused with a reason, nor given up by its client.
 After every phase the queue, the forests, the block pool and the admission are checked inside the
@@ -37,6 +38,10 @@ SAME_COUNTERS = {
     "needed_blocks_lost": "num_needed_lost",
 }
 """Families of ours, and the counter in the engine process that each must equal at rest."""
+PREEMPTING = ["--num-gpu-blocks-override", "32"]
+"""Words of a server that preempts: a third more memory than one request can take, and with our
+scheduler vLLM's rule of admission, as ours avoids what is to be shown."""
+PREEMPTING += ["--additional-config", json.dumps({"batchllm": {"admission": "stock"}})]
 
 
 async def abuse(server: LiveServer, scale: float, seed: int = 0) -> dict[str, Any]:
@@ -165,6 +170,11 @@ def shown(metrics: dict[str, float]) -> dict[str, float]:
     }
 
 
+def preemptions(figures: dict[str, Any]) -> float:
+    """Requests that were sent back to wait, all in all, as vLLM counts them."""
+    return float(figures["metrics"].get("vllm:num_preemptions_total", 0.0))
+
+
 def raise_file_limit() -> None:
     """As many open files as are allowed: every connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -177,14 +187,21 @@ def main(
     scheduler: Annotated[str, typer.Option(help="batchllm, or stock to compare")] = "batchllm",
     model: Annotated[Path, typer.Option(help="folder of a model")] = MODEL,
     seed: Annotated[int, typer.Option()] = 0,
+    preempting: Annotated[bool, typer.Option(help="hardly any memory, admissions as vLLM's")] = False,
 ) -> None:
     """Start a server, abuse it, print the figures as JSON."""
+    words = ["--shutdown-timeout", "300"]
+    if preempting:
+        words += PREEMPTING if scheduler == "batchllm" else PREEMPTING[:2]
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(model, Path(folder), "--shutdown-timeout", "300", scheduler=scheduler) as server,
+        serving(model, Path(folder), *words, scheduler=scheduler) as server,
     ):
         figures = asyncio.run(abuse(server, scale, seed))
-    figures = {"scheduler": scheduler, "scale": scale, "seed": seed} | figures
+    how = {"scheduler": scheduler, "scale": scale, "seed": seed, "preempting": preempting}
+    figures = how | {"preemptions": preemptions(figures)} | figures
+    if preempting and not figures["preemptions"]:
+        figures["problems"].append("nothing was preempted")
     text = json.dumps(figures, indent=1) + "\n"
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
