@@ -187,7 +187,9 @@ def main(
     scheduler: Annotated[str, typer.Option(help="batchllm, or stock to compare")] = "batchllm",
     model: Annotated[Path, typer.Option(help="folder of a model")] = MODEL,
     seed: Annotated[int, typer.Option()] = 0,
-    preempting: Annotated[bool, typer.Option(help="hardly any memory, admissions as vLLM's")] = False,
+    preempting: Annotated[
+        bool, typer.Option(help="hardly any memory, admissions as vLLM's")
+    ] = False,
 ) -> None:
     """Start a server, abuse it, print the figures as JSON."""
     words = ["--shutdown-timeout", "300"]

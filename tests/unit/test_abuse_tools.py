@@ -9,7 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from abuse import exact_problems, metric_problems, outcome_problems, rest_problems, summary
+from abuse import (
+    exact_problems,
+    metric_problems,
+    outcome_problems,
+    preemptions,
+    rest_problems,
+    summary,
+)
 from abuse_clients import Reply, Tally, ask, completion, gather, refusal
 from soak import growth_problems, memory_figures
 
@@ -137,3 +144,8 @@ def test_whatever_grows_without_load_is_named() -> None:
     ]
     many = sizes | {"estimator_groups": 5000}
     assert growth_problems(many, many) == ["5000 estimator_groups, more than 4096"]
+
+
+def test_preemptions_are_read_off_vllms_own_metric() -> None:
+    assert preemptions({"metrics": {"vllm:num_preemptions_total": 7.0}}) == 7
+    assert preemptions({"metrics": {}}) == 0
