@@ -40,8 +40,8 @@ SAME_COUNTERS = {
 """Families of ours, and the counter in the engine process that each must equal at rest."""
 PREEMPTING = ["--num-gpu-blocks-override", "32"]
 """Words of a server that preempts: a third more memory than one request can take, and with our
-scheduler vLLM's rule of admission, as ours avoids what is to be shown."""
-PREEMPTING += ["--additional-config", json.dumps({"batchllm": {"admission": "stock"}})]
+scheduler admissions as if there were a hundred times as much, as it avoids what is to be shown."""
+PREEMPTING += ["--additional-config", json.dumps({"batchllm": {"overcommit": 100, "pace": 0}})]
 
 
 async def abuse(server: LiveServer, scale: float, seed: int = 0) -> dict[str, Any]:
@@ -187,9 +187,7 @@ def main(
     scheduler: Annotated[str, typer.Option(help="batchllm, or stock to compare")] = "batchllm",
     model: Annotated[Path, typer.Option(help="folder of a model")] = MODEL,
     seed: Annotated[int, typer.Option()] = 0,
-    preempting: Annotated[
-        bool, typer.Option(help="hardly any memory, admissions as vLLM's")
-    ] = False,
+    preempting: Annotated[bool, typer.Option(help="hardly any memory, and overcommitted")] = False,
 ) -> None:
     """Start a server, abuse it, print the figures as JSON."""
     words = ["--shutdown-timeout", "300"]
