@@ -21,7 +21,7 @@ import outcome
 import suites
 from comparison import compare, load_exceptions
 from places import prepared
-from runner import MODES, Arm, Result, finish, read_log, start
+from runner import MODES, NOT_COMPILED, Arm, Result, finish, read_log, start
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "conformance"
@@ -76,22 +76,35 @@ class Bench:
         Engines are started as a test asks only: no mode is put upon them.
         """
         total = Result(whole=True)
-        for batch in suite.batches(with_engines and arm.mode == "written"):
-            files = {test for test in only or () if test.partition("::")[0] in batch}
-            if only is None or files:
-                total.add(self._run_batch(name, arm, batch, None if only is None else files))
+        how: tuple[float, dict[str, str]] = (RUN_TIMEOUT_S, {})
+        batches = [(batch, *how) for batch in suite.batches]
+        if with_engines and arm.mode == "written":
+            how = (ENGINE_RUN_TIMEOUT_S, NOT_COMPILED)
+            batches += [(batch, *how) for batch in suite.engine_batches]
+        for batch, *conditions in batches:
+            wanted = {test for test in only or () if test.partition("::")[0] in batch}
+            if only is None or wanted:
+                chosen = None if only is None else wanted
+                total.add(self._run_batch(name, arm, batch, chosen, *conditions))
         return total
 
-    def _run_batch(self, name: str, arm: Arm, batch: list[str], only: set[str] | None) -> Result:
+    def _run_batch(
+        self,
+        name: str,
+        arm: Arm,
+        batch: list[str],
+        only: set[str] | None,
+        timeout_s: float,
+        environment: dict[str, str],
+    ) -> Result:
         digest = hashlib.sha256("\n".join(batch).encode()).hexdigest()[:8]
         log = self.logs / f"{name}-{digest}-{arm.name}.jsonl"
         earlier = read_log(log)
         if earlier.whole:
             return earlier
-        timeout_s = RUN_TIMEOUT_S if len(batch) > 1 else ENGINE_RUN_TIMEOUT_S
         with tempfile.TemporaryDirectory(prefix="vllm-tests-") as folder:
             place = prepared(Path(folder), self.models)
-            return finish(start(place, arm, batch, log, only), log, timeout_s)
+            return finish(start(place, arm, batch, log, only, environment), log, timeout_s)
 
 
 def survey(names: list[str], bench: Bench) -> int:

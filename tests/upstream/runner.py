@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -66,12 +67,21 @@ class Result:
         self.whole &= other.whole
 
 
+# Compiling a model takes longer than a test may, and its engine here is none to measure.
+NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+
+
 def start(
-    folder: Path, arm: Arm, targets: Sequence[str], log: Path, only: Collection[str] | None = None
+    folder: Path,
+    arm: Arm,
+    targets: Sequence[str],
+    log: Path,
+    only: Collection[str] | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     """Start pytest on ``targets`` in ``folder``; outcomes are appended to ``log``.
 
-    only: ids of the tests to run; None runs all.
+    only: ids of the tests to run; None runs all. environment: variables beside the usual.
     """
     command = [sys.executable, "-m", "pytest", "-c", str(folder / "pyproject.toml")]
     command += ["--rootdir", str(folder), "-p", "substitution", "-p", "no:cacheprovider"]
@@ -83,7 +93,7 @@ def start(
         "--continue-on-collection-errors",
     ]
     log.unlink(missing_ok=True)
-    environment = _environment(folder, arm, log)
+    environment = _environment(folder, arm, log) | dict(environment)
     if only is not None:
         listed = log.with_suffix(".only")
         listed.write_text("\n".join(sorted(only)))
@@ -166,8 +176,6 @@ def _environment(folder: Path, arm: Arm, log: Path) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "GOMP_SPINCOUNT": "1000",
-        # Compiling a model takes longer than a test may, and its engine here is none to measure.
-        "TORCHDYNAMO_DISABLE": "1",
     }
     if arm.classes == "stock":
         values["VLLM_PLUGINS"] = ",".join([*_other_plugins(), PLUGIN])

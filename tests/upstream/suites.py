@@ -23,6 +23,7 @@ FOLDERS = {
 DATA = Path(__file__).resolve().parent / "suites.json"
 STARTS_ENGINE = re.compile(
     r"RemoteOpenAIServer|RemoteVLLM|VllmRunner|vllm_runner|\bLLM\(|AsyncEngineArgs|\bLLMEngine\b"
+    r"|\"run-batch\""
 )
 """Marks of a file whose tests load a model."""
 HUB_NAME = re.compile(
@@ -57,13 +58,16 @@ class Suite:
         """What to give to pytest at once: all that starts no engine."""
         return [f"{self.path}/{name}" for name in self.files if name not in self.engines]
 
-    def batches(self, with_engines: bool = True) -> list[list[str]]:
-        """What to give to pytest, run by run."""
-        together, each = self.targets, FILES_PER_RUN
-        batches = [together[at : at + each] for at in range(0, len(together), each)]
-        if with_engines:
-            batches += [[f"{self.path}/{name}"] for name in self.engines if name in self.files]
-        return batches
+    @property
+    def batches(self) -> list[list[str]]:
+        """The targets, run by run."""
+        targets, each = self.targets, FILES_PER_RUN
+        return [targets[at : at + each] for at in range(0, len(targets), each)]
+
+    @property
+    def engine_batches(self) -> list[list[str]]:
+        """What starts engines, run by run."""
+        return [[f"{self.path}/{name}"] for name in self.engines if name in self.files]
 
 
 def load(path: Path = DATA) -> dict[str, Suite]:
