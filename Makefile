@@ -11,12 +11,16 @@ BENCH_ARGS ?=
 CONFORMANCE_ARGS ?=
 ABUSE_ARGS ?=
 SOAK_ARGS ?=
+# --keep goes on with what an interrupted run has finished.
+PAPER_ARGS ?=
+# Workloads on which the simulator is held against this machine.
+MEASURED ?= micro-2000-200-d16 industry tree-3 decode-heavy mixed
 # Steps of `make fuzz`, and where its random numbers start; a run tells its seed, to be replayed.
 FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast fuzz conformance lint format bench abuse soak clean
+.PHONY: help setup model demo test test-fast fuzz conformance lint format bench abuse soak paper clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -43,7 +47,7 @@ test-fast: setup ## tests without a model: tests/unit and tests/scheduler
 
 fuzz: setup ## 100,000 random steps of schedulers, random inputs of all parsers (FUZZ_SEED=n replays)
 	@seed="$(FUZZ_SEED)"; export FUZZ_SEED="$${seed:-$$($(PY) -c 'import secrets; print(secrets.randbelow(10**6))')}"; \
-	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
+	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --timeout=3600 --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
 	  tests/scheduler/test_scheduler_machine.py tests/unit/test_fuzz_parsers.py $(PYTEST_ARGS)
 
 conformance: setup ## vLLM's own tests with its classes and with ours, compared (long)
@@ -66,6 +70,16 @@ abuse: model ## a real server under abuse, full size (about 5 minutes; options: 
 
 soak: model ## 10 minutes of mixed load on a real server; curve in results/soak (SOAK_ARGS="...")
 	$(PY) benchmarks/live/soak.py $(SOAK_ARGS)
+
+PAPER := benchmarks/results/paper
+paper: setup ## tables of docs/policies.md and docs/benchmarks.md anew: simulated, and this machine
+	$(PY) benchmarks/paper/check.py --out $(PAPER)
+	$(PY) benchmarks/paper/validate.py --out $(PAPER) $(PAPER_ARGS)
+	$(PY) benchmarks/paper/policies_at_scale.py --out $(PAPER) $(PAPER_ARGS)
+	.venv/bin/vllm-batchllm calibrate
+	.venv/bin/vllm-batchllm bench $(MEASURED) --rounds 3 --out $(PAPER)/measured
+	$(PY) benchmarks/paper/cpu.py $(PAPER)/measured/bench.json --out $(PAPER)
+	$(PY) benchmarks/scale.py --out $(PAPER)/scale --quick
 
 clean: ## remove .venv, caches and build files; models/ and results/ stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

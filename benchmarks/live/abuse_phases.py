@@ -34,11 +34,15 @@ NUM_PREFIXES = 20
 
 @dataclass
 class Abuse:
-    """A server, the clients that talk to it, and how much of everything: 1.0 is the full size."""
+    """A server, the clients that talk to it, and how much of everything: 1.0 is the full size.
+
+    longer: multiple of the output that those ask for who wait for their answer.
+    """
 
     server: LiveServer
     scale: float = 1.0
     seed: int = 0
+    longer: int = 1
 
     def __post_init__(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
@@ -68,7 +72,8 @@ class Abuse:
 
     def _mixed_client(self, k: int) -> Awaitable[Reply]:
         name, prompt = prompt_of(k, seed=self.seed)
-        values = {"max_tokens": 3 + sum(map(ord, name)) % 12, "ignore_eos": True}
+        num_tokens = self.longer * (3 + sum(map(ord, name)) % 12)
+        values = {"max_tokens": num_tokens, "ignore_eos": True}
         stream = (k // NUM_PREFIXES) % 2 == 1
         if name.endswith("question 0"):
             return ask_chat(self.client, prompt, extra_body={"ignore_eos": True}, max_tokens=5)
@@ -144,7 +149,9 @@ class Abuse:
         """SIGTERM while requests run and wait: those that were accepted are answered."""
         number = self.number(100, 12)
         bodies = [
-            completion(prompt_of(k, seed=self.seed)[1], max_tokens=20, ignore_eos=True)
+            completion(
+                prompt_of(k, seed=self.seed)[1], max_tokens=20 * self.longer, ignore_eos=True
+            )
             for k in range(number)
         ]
         for body in bodies[::2]:

@@ -34,6 +34,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "GOMP_SPINCOUNT": "1000",
     "HF_HUB_OFFLINE": "1",
+    # A kept connection that the server closes while a request is on its way is no lost request.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
 }
 
 SMALL = (

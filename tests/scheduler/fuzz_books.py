@@ -48,7 +48,9 @@ class Account:
     def deliver(self, output: EngineCoreOutput) -> None:
         tokens, reason = output.new_token_ids, output.finish_reason
         assert self.end is None, f"an output after the end ({self.end})"
-        assert not self.is_idle, "an output without a question"
+        # A session may have ended its turn in the very step that was to end it.
+        is_refused = self.must_fail and reason is FinishReason.ERROR
+        assert is_refused or not self.is_idle, "an output without a question"
         assert tokens or reason is not None, "an output that says nothing"
         self.given += tokens
         self.num_deliveries += 1

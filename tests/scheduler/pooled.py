@@ -17,6 +17,7 @@ from vllm.v1.kv_cache_interface import (
     MambaSpec,
     SlidingWindowSpec,
 )
+from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_batchllm.memory.block_pool import installed_pool
@@ -95,10 +96,18 @@ def pool_of(scheduler: Scheduler) -> Any:
     return scheduler.kv_cache_manager.block_pool
 
 
-def waiting_hashes(scheduler: Scheduler) -> set[bytes]:
-    """By brute force: the hashes of everything that waits and may read the cache."""
-    readers = (request for request in scheduler.waiting if shares_prefixes(request))
-    return {block_hash for request in readers for block_hash in request.block_hashes}
+def waiting_hashes(scheduler: Scheduler, num_late_tokens: int = 0) -> set[bytes]:
+    """By brute force: the hashes of everything that waits and may read the cache.
+
+    num_late_tokens: so many tokens of a preempted request may have come when it waited already, and
+    are left out.
+    """
+    hashes: set[bytes] = set()
+    for request in filter(shares_prefixes, scheduler.waiting):
+        num_late = num_late_tokens if request.status is RequestStatus.PREEMPTED else 0
+        num_known = (request.num_tokens - num_late) // scheduler.hash_block_size
+        hashes.update(request.block_hashes[:num_known])
+    return hashes
 
 
 def needed_blocks(pool: Any, hashes: set[bytes]) -> set[int]:

@@ -85,6 +85,21 @@ def test_known_lengths_are_never_preempted_and_cost_few_steps(llama) -> None:
     assert sum(counters["hit_tokens_by_level"]) == counters["admission_hit_tokens"] > 0
 
 
+def test_the_last_one_starts_early_is_sent_back_at_most_once_and_saves_steps(llama) -> None:
+    """Two that fit together for a while: one after the other they take a third more steps."""
+    prompts = [[1] * 40, [2] * 40]
+    results = {}
+    for name, options in (("strict", {"overcommit": 1.0}), ("default", {})):
+        scheduler = build(
+            BatchLLMScheduler, llama, prompts, max_tokens=60, num_blocks=11, options=options
+        )
+        scheduler.admission.planner.keep_costs()
+        results[name] = run(scheduler)
+    stock = run(build(Scheduler, llama, prompts, max_tokens=60, num_blocks=11))
+    assert results["strict"]["preempted"] == 0 < results["default"]["preempted"] <= 1
+    assert results["default"]["steps"] <= stock["steps"] < results["strict"]["steps"]
+
+
 def test_with_steps_in_flight_known_lengths_are_not_preempted_either(llama) -> None:
     prompts = documents()
     scheduler = build(

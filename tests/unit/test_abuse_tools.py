@@ -9,7 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
-from abuse import exact_problems, metric_problems, outcome_problems, rest_problems, summary
+from abuse import (
+    exact_problems,
+    metric_problems,
+    outcome_problems,
+    preemption_problems,
+    preemptions,
+    rest_problems,
+    summary,
+)
 from abuse_clients import Reply, Tally, ask, completion, gather, refusal
 from soak import growth_problems, memory_figures
 
@@ -137,3 +145,19 @@ def test_whatever_grows_without_load_is_named() -> None:
     ]
     many = sizes | {"estimator_groups": 5000}
     assert growth_problems(many, many) == ["5000 estimator_groups, more than 4096"]
+
+
+def test_preemptions_are_read_off_vllms_own_metric() -> None:
+    assert preemptions({"metrics": {"vllm:num_preemptions_total": 7.0}}) == 7
+    assert preemptions({"metrics": {}}) == 0
+
+
+def test_preemptions_agree_but_for_those_of_whom_vllm_never_hears_again() -> None:
+    def problems(ours: float, theirs: float, num_aborted: int = 0) -> list[str]:
+        names = ("vllm_batchllm:preemptions_total", "vllm:num_preemptions_total")
+        return preemption_problems(dict(zip(names, (ours, theirs), strict=True)), num_aborted)
+
+    assert not problems(3, 3) and not problems(3, 2, num_aborted=1)
+    assert problems(3, 2) == ["preemptions: 3, vLLM says 2"]
+    assert problems(2, 3, num_aborted=1), "none may be missing from ours"
+    assert not preemption_problems({"vllm:num_preemptions_total": 4.0}, 0), "vLLM's own scheduler"

@@ -172,6 +172,36 @@ def test_short_lives_fill_what_their_last_block_would_leave_idle() -> None:
     assert num_admitted(STEP_BOUND) == 7, "half as many again"
 
 
+def starts_beside_another(
+    costs: Costs = STEP_BOUND, num_waiting: int = 1, options: Any = None, **figures: Any
+) -> bool:
+    """Whether a request starts that fits for now, and not to its end."""
+    admission = make(10, costs, **(options or {}))
+    admission.step(dict, num_waiting=2, num_free_blocks=10)
+    admission.admitted(request("a", 8, 24))
+    admission.step(lambda: {"a": 9}, num_waiting=num_waiting, num_free_blocks=7)
+    return admission.may_admit(request("b", 8, 24, **figures))
+
+
+def test_the_last_one_that_waits_starts_where_that_costs_less_than_the_steps_it_saves() -> None:
+    assert starts_beside_another()
+    assert not starts_beside_another(num_waiting=2), "somebody behind it can have the memory"
+    assert not starts_beside_another(was_preempted=True), "tried once"
+    assert not starts_beside_another(options={"overcommit": 1.0}), "as set"
+    assert not starts_beside_another(costs=COMPUTE_BOUND), "its prompt is dearer than the steps"
+    assert not starts_beside_another(options={"threshold": 0.3}), "the published rule is a rule"
+
+
+def test_who_starts_first_leaves_the_next_as_the_last() -> None:
+    admission = make(10, STEP_BOUND)
+    admission.step(dict, num_waiting=3, num_free_blocks=10)
+    admission.admitted(request("a", 8, 24))
+    assert not admission.may_admit(request("b", 8, 24)), "one more waits behind it"
+    admission.step(dict, num_waiting=2, num_free_blocks=7)
+    admission.admitted(request("short", 4, 1))
+    assert admission.may_admit(request("c", 8, 24))
+
+
 def test_the_published_rule_looks_at_what_is_held_now() -> None:
     admission = make(20, threshold=0.5)
     admission.step(dict, num_waiting=9, num_free_blocks=20)

@@ -8,6 +8,7 @@ files that are run at all (``suites.json``).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -19,13 +20,15 @@ import local_models
 import outcome
 import suites
 from comparison import compare, load_exceptions
-from runner import MODES, Arm, Result, prepared, read_log, run
+from places import prepared
+from runner import MODES, NOT_COMPILED, Arm, Result, finish, read_log, start
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "conformance"
 RECORDED = Path(__file__).resolve().parent / "recorded" / "core.json"
 CI_MODES = ("written", "async")
-SUITE_TIMEOUT_S = 1800
+RUN_TIMEOUT_S = 1800
+ENGINE_RUN_TIMEOUT_S = 300
 
 
 def main() -> int:
@@ -60,15 +63,48 @@ class Bench:
     logs: Path
     models: Path
 
-    def run(self, arm: Arm, targets: list[str], label: str) -> Result:
-        """Run ``targets`` in a folder that nobody has used."""
-        log = self.logs / f"{label}-{arm.name}.jsonl"
+    def run(
+        self,
+        name: str,
+        arm: Arm,
+        suite: suites.Suite,
+        only: set[str] | None = None,
+        with_engines: bool = True,
+    ) -> Result:
+        """Run all batches of ``suite``, each in a folder that nobody has used.
+
+        Engines are started as a test asks only: no mode is put upon them.
+        """
+        total = Result(whole=True)
+        how: tuple[float, dict[str, str]] = (RUN_TIMEOUT_S, {})
+        batches = [(batch, *how) for batch in suite.batches]
+        if with_engines and arm.mode == "written":
+            how = (ENGINE_RUN_TIMEOUT_S, NOT_COMPILED)
+            batches += [(batch, *how) for batch in suite.engine_batches]
+        for batch, *conditions in batches:
+            wanted = {test for test in only or () if test.partition("::")[0] in batch}
+            if only is None or wanted:
+                chosen = None if only is None else wanted
+                total.add(self._run_batch(name, arm, batch, chosen, *conditions))
+        return total
+
+    def _run_batch(
+        self,
+        name: str,
+        arm: Arm,
+        batch: list[str],
+        only: set[str] | None,
+        timeout_s: float,
+        environment: dict[str, str],
+    ) -> Result:
+        digest = hashlib.sha256("\n".join(batch).encode()).hexdigest()[:8]
+        log = self.logs / f"{name}-{digest}-{arm.name}.jsonl"
         earlier = read_log(log)
         if earlier.whole:
             return earlier
         with tempfile.TemporaryDirectory(prefix="vllm-tests-") as folder:
             place = prepared(Path(folder), self.models)
-            return run(place, arm, targets, log, SUITE_TIMEOUT_S)
+            return finish(start(place, arm, batch, log, only, environment), log, timeout_s)
 
 
 def survey(names: list[str], bench: Bench) -> int:
@@ -77,11 +113,9 @@ def survey(names: list[str], bench: Bench) -> int:
     for name in names:
         path = suites.FOLDERS[name]
         with tempfile.TemporaryDirectory() as folder:
-            place = archive.unpacked(archive.fetched(), Path(folder))
-            tried, left_out = suites.candidates(place, path)
-        targets = [f"{path}/{file}" for file in tried]
-        stock = bench.run(Arm("stock", "written"), targets, f"survey-{name}")
-        known[name] = suites.surveyed(path, tried, left_out, stock)
+            tried = suites.candidates(archive.unpacked(archive.fetched(), Path(folder)), path)
+        stock = bench.run(f"survey-{name}", Arm("stock", "written"), tried)
+        known[name] = suites.surveyed(tried, stock)
         suites.save(known)
         print(f"{name}: {len(stock.passed)} pass in {len(known[name].files)} files", flush=True)
     return 0
@@ -94,36 +128,42 @@ def conformance(names: list[str], modes: list[str], bench: Bench, results: Path)
     for name in names:
         if name not in known or not known[name].files:
             print(f"{name}: no file of it can run here, or none has been looked for (--survey)")
-    recorded: dict[str, list[str]] = {}
     for name in [name for name in names if name in known and known[name].files]:
-        for mode in modes:
+        for mode in modes if builds_schedulers(name, bench) else modes[:1]:
             row = compared(name, mode, bench, exceptions.get(mode, {}))
             rows.append(row)
             print("\n".join([row.line(), *row.problems]), flush=True)
-            if name == "core":
-                recorded[mode] = sorted(row.stock.passed)
-            if not row.builds_schedulers:
-                break  # the other modes change nothing but schedulers
-    if set(CI_MODES) <= set(recorded):
-        record({mode: recorded[mode] for mode in CI_MODES})
+    record([row for row in rows if row.suite == "core"], known["core"].targets)
     if set(names) == set(suites.FOLDERS) and set(modes) == set(MODES):
-        outcome.write(rows, exceptions, results)
+        outcome.write(rows, exceptions, known, results)
         print(f"written to {results}")
     return 1 if any(row.problems for row in rows) else 0
 
 
+def builds_schedulers(name: str, bench: Bench) -> bool:
+    """Whether tests build any without an engine: the modes beside the first change nothing else."""
+    stock = bench.run(name, Arm("stock", "written"), suites.load()[name], with_engines=False)
+    return stock.num_built("Scheduler", ours=False) > 0
+
+
 def compared(name: str, mode: str, bench: Bench, exceptions: dict[str, str]) -> outcome.Row:
-    """One suite in one mode, first with stock, then with ours."""
-    targets = suites.load()[name].targets
-    stock = bench.run(Arm("stock", mode), targets, name)
-    ours = bench.run(Arm("ours", mode), targets, name)
+    """One suite in one mode, first with stock, then with ours what has passed."""
+    suite = suites.load()[name]
+    stock = bench.run(name, Arm("stock", mode), suite)
+    ours = bench.run(name, Arm("ours", mode), suite, stock.passed)
     return outcome.Row(name, mode, compare(stock.passed, ours, exceptions), stock, ours)
 
 
-def record(passed: dict[str, list[str]]) -> None:
-    """Keep what passes with stock for CI, which then runs only ours."""
-    content = {"vllm": archive.VERSION, "sha256": archive.SHA256, "passed": passed}
-    RECORDED.write_text(json.dumps(content, indent=0) + "\n")
+def record(rows: list[outcome.Row], files: list[str]) -> None:
+    """Keep what passes with stock in ``files`` for CI, which then runs only ours."""
+    passed = {
+        row.mode: sorted(test for test in row.stock.passed if test.partition("::")[0] in files)
+        for row in rows
+        if row.mode in CI_MODES
+    }
+    if set(passed) == set(CI_MODES):
+        content = {"vllm": archive.VERSION, "sha256": archive.SHA256, "passed": passed}
+        RECORDED.write_text(json.dumps(content, indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,28 +30,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "openai-community/gpt2": ("GPT2Config", {}),
 }
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA_32 = (
-    "LlamaConfig",
-    SMALL
-    | {
-        "intermediate_size": 256,
-        "vocab_size": 128256,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-)
+SMALL_LLAMA = SMALL | {
+    "intermediate_size": 256,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+LLAMA_32 = ("LlamaConfig", SMALL_LLAMA | {"vocab_size": 128256})
+TINY_LLAMA = ("LlamaConfig", SMALL_LLAMA | {"vocab_size": 32000})
 RUNNABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/opt-125m": ("OPTConfig", SMALL | {"ffn_dim": 256, "word_embed_proj_dim": 128}),
-    "hmellor/tiny-random-LlamaForCausalLM": (
-        "LlamaConfig",
-        SMALL
-        | {
-            "intermediate_size": 256,
-            "vocab_size": 32000,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
-    ),
+    "hmellor/tiny-random-LlamaForCausalLM": TINY_LLAMA,
+    "JackFram/llama-160m": TINY_LLAMA,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": TINY_LLAMA,
     "meta-llama/Llama-3.2-1B": LLAMA_32,
     "meta-llama/Llama-3.2-1B-Instruct": LLAMA_32,
     "Qwen/Qwen3-0.6B": (
@@ -61,6 +51,10 @@ RUNNABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CONTEXT_LENGTHS = {"OPTConfig": 2048, "GPT2Config": 1024}
 SEED = 0
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>")
 
 
@@ -119,4 +113,5 @@ def _tokenizer() -> Any:
         eos_token=end,
         pad_token=pad,
         unk_token=unknown,
+        chat_template=CHAT_TEMPLATE,
     )

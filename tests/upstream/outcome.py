@@ -13,15 +13,22 @@ from typing import Any
 import archive
 from comparison import Comparison
 from runner import Result
+from suites import Suite
 
 MODE_NAMES = {
     "written": "as written",
     "async": "every scheduler asynchronous",
     "cached": "every scheduler with prefix caching",
 }
+INTRODUCTION = (
+    "Made by `make conformance`. A test counts as passed with ours only if it passed with stock, in "
+    "the same mode. *Sync*: as written, the asynchronous scheduler where a test asks for it. Only "
+    "tests that build schedulers without an engine are run in the other two modes: engines here "
+    "run on a CPU, whose platform turns asynchronous scheduling off."
+)
 HEAD = (
-    "| suite | mode | passed with stock | passed with ours | exceptions | missing "
-    "| our schedulers built | our pools built |"
+    "| suite | passed with stock | with ours, sync | all asynchronous: stock | ours "
+    "| all with prefix caching: stock | ours | exceptions | missing | schedulers of ours built |"
 )
 
 
@@ -81,7 +88,12 @@ class Row:
         }
 
 
-def write(rows: Sequence[Row], exceptions: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+def write(
+    rows: Sequence[Row],
+    exceptions: Mapping[str, Mapping[str, str]],
+    suites: Mapping[str, Suite],
+    folder: Path,
+) -> None:
     """Write ``conformance.json`` and ``README.md`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -91,24 +103,64 @@ def write(rows: Sequence[Row], exceptions: Mapping[str, Mapping[str, str]], fold
         "exceptions": exceptions,
     }
     (folder / "conformance.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "README.md").write_text(markdown(rows, exceptions))
+    (folder / "README.md").write_text(markdown(rows, exceptions, suites))
 
 
-def markdown(rows: Sequence[Row], exceptions: Mapping[str, Mapping[str, str]]) -> str:
-    """The table with the exceptions and their reasons below it."""
-    lines = [
-        f"# vLLM {archive.VERSION}'s own tests with our classes in place",
-        "",
-        "Made by `make conformance`. A test counts as passed with ours only if it passed with stock.",
-        "",
-        HEAD,
-        "|" + " --- |" * (HEAD.count("|") - 1),
-        *(row.line() for row in rows),
-        "",
-    ]
+def markdown(
+    rows: Sequence[Row],
+    exceptions: Mapping[str, Mapping[str, str]],
+    suites: Mapping[str, Suite],
+) -> str:
+    """The table, the exceptions with their reasons, and the files that are not run."""
+    by_suite: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_suite.setdefault(row.suite, {})[row.mode] = row
     listed = [
         f"- `{test}` ({MODE_NAMES[mode]}): {why}"
         for mode, tests in exceptions.items()
         for test, why in tests.items()
     ]
-    return "\n".join([*lines, "Exceptions:", "", *(listed or ["None."])]) + "\n"
+    lines = [
+        f"# vLLM {archive.VERSION}'s own tests with our classes in place",
+        "",
+        INTRODUCTION,
+        "",
+        HEAD,
+        "|" + " --- |" * (HEAD.count("|") - 1),
+        *(_line(suite, by_mode) for suite, by_mode in by_suite.items()),
+        "",
+        "Exceptions:",
+        "",
+        *(listed or ["None."]),
+        "",
+        *_left_out(suites),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(suite: str, by_mode: Mapping[str, Row]) -> str:
+    """One suite in all modes; a dash where its tests build no scheduler."""
+    cells: list[object] = [suite]
+    for mode in MODE_NAMES:
+        row = by_mode.get(mode)
+        cells += [row.comparison.num_stock, row.comparison.num_ours] if row else ["-", "-"]
+    rows = by_mode.values()
+    cells.append(len({test for row in rows for test in row.comparison.excepted}))
+    cells.append(len({test for row in rows for test in row.comparison.lost}))
+    cells.append(sum(row.num_schedulers for row in rows))
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _left_out(suites: Mapping[str, Suite]) -> list[str]:
+    """The files that are not run, with the reason, suite by suite."""
+    lines = ["Files of which no test passes here with vLLM's own classes, or none could:"]
+    for name, suite in suites.items():
+        tried = f"{len(suite.files)} files run, {len(suite.engines)} of them start engines"
+        lines += ["", f"**{name}** ({tried}; {len(suite.left_out)} not):", ""]
+        lines += [f"- `{file}`: {_plain(why)}" for file, why in suite.left_out.items()]
+    return lines
+
+
+def _plain(why: str) -> str:
+    """``why`` so that markdown leaves it as it is."""
+    return why.replace("|", "/").replace("<", "(").replace(">", ")").replace("`", "'")

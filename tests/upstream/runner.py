@@ -4,28 +4,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import archive
+import psutil
 import substitution
+from places import PLUGIN, PLUGIN_FOLDER
 
 HERE = Path(__file__).resolve().parent
 MODES = ("written", "async", "cached")
 """See ``substitution.MODE``."""
 TEST_TIMEOUT_S = 120
 OUR_PLUGIN = "batchllm"
-# vLLM's conftest wants this package only to carry exceptions out of child processes.
-STAND_IN = {"__init__.py": "", "pickling_support.py": "def install():\n    pass\n"}
 
 
 @dataclass(frozen=True)
@@ -60,25 +58,31 @@ class Result:
         """Instances of vLLM's class ``name``, or of a class of ours that derives from it."""
         return self.built[name, ours]
 
+    def add(self, other: Result) -> None:
+        """Take in what another run showed, of other tests."""
+        self.outcomes |= other.outcomes
+        self.why |= other.why
+        self.built += other.built
+        self.seconds += other.seconds
+        self.whole &= other.whole
 
-def prepared(folder: Path, models: Path) -> Path:
-    """Make ``folder`` a place to run vLLM's tests in, with the model folders of ``models``.
 
-    Raises:
-        ArchiveError: the source archive is not to be had.
+# Compiling a model takes longer than a test may, and its engine here is none to measure.
+NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+
+
+def start(
+    folder: Path,
+    arm: Arm,
+    targets: Sequence[str],
+    log: Path,
+    only: Collection[str] | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[bytes]:
+    """Start pytest on ``targets`` in ``folder``; outcomes are appended to ``log``.
+
+    only: ids of the tests to run; None runs all. environment: variables beside the usual.
     """
-    archive.unpacked(archive.fetched(), folder)
-    for owner in models.iterdir():
-        (folder / owner.name).symlink_to(owner)
-    if importlib.util.find_spec("tblib") is None:
-        (folder / "tblib").mkdir()
-        for name, text in STAND_IN.items():
-            (folder / "tblib" / name).write_text(text)
-    return folder
-
-
-def start(folder: Path, arm: Arm, targets: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start pytest on ``targets`` in ``folder``; outcomes are appended to ``log``."""
     command = [sys.executable, "-m", "pytest", "-c", str(folder / "pyproject.toml")]
     command += ["--rootdir", str(folder), "-p", "substitution", "-p", "no:cacheprovider"]
     command += [
@@ -89,11 +93,16 @@ def start(folder: Path, arm: Arm, targets: Sequence[str], log: Path) -> subproce
         "--continue-on-collection-errors",
     ]
     log.unlink(missing_ok=True)
+    environment = _environment(folder, arm, log) | dict(environment)
+    if only is not None:
+        listed = log.with_suffix(".only")
+        listed.write_text("\n".join(sorted(only)))
+        environment[substitution.ONLY] = str(listed)
     with log.with_suffix(".txt").open("wb") as output:
         return subprocess.Popen(
             [*command, *targets],
             cwd=folder,
-            env=_environment(folder, arm, log),
+            env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -107,13 +116,8 @@ def finish(process: subprocess.Popen[bytes], log: Path, timeout_s: float) -> Res
     except subprocess.TimeoutExpired:
         pass
     finally:
-        _end(process)
+        _end(process, log)
     return read_log(log)
-
-
-def run(folder: Path, arm: Arm, targets: Sequence[str], log: Path, timeout_s: float) -> Result:
-    """Run ``targets`` in ``folder`` and wait."""
-    return finish(start(folder, arm, targets, log), log, timeout_s)
 
 
 def read_log(log: Path) -> Result:
@@ -144,17 +148,22 @@ def read_entries(entries: Iterable[dict[str, Any]]) -> Result:
     return result
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the run's own session: servers that a test has left behind."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _end(process: subprocess.Popen[bytes], log: Path) -> None:
+    """End what is left of a run: itself, and servers and engines that its tests started.
+
+    Those lead sessions of their own, but have inherited the name of the log.
+    """
+    for each in psutil.process_iter():
+        try:
+            if each.environ().get(substitution.LOG) == str(log):
+                each.kill()
+        except psutil.Error:  # gone by now, or somebody else's
+            continue
     process.wait()
 
 
 def _environment(folder: Path, arm: Arm, log: Path) -> dict[str, str]:
-    python_path = [str(HERE), os.environ.get("PYTHONPATH", "")]
+    python_path = [str(HERE), str(folder / PLUGIN_FOLDER), os.environ.get("PYTHONPATH", "")]
     values = {
         substitution.CLASSES: arm.classes,
         substitution.MODE: arm.mode,
@@ -169,7 +178,7 @@ def _environment(folder: Path, arm: Arm, log: Path) -> dict[str, str]:
         "GOMP_SPINCOUNT": "1000",
     }
     if arm.classes == "stock":
-        values["VLLM_PLUGINS"] = ",".join(_other_plugins())
+        values["VLLM_PLUGINS"] = ",".join([*_other_plugins(), PLUGIN])
     # What our own tests set for themselves is not meant for these.
     inherited = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     return inherited | values

@@ -8,7 +8,6 @@ they happen, so that even a run that dies says how far it came.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import gc
 import importlib
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import coroutines
 import pytest
 
 CLASSES = "VLLM_BATCHLLM_CONFORMANCE_CLASSES"
@@ -28,6 +28,8 @@ MODE = "VLLM_BATCHLLM_CONFORMANCE_MODE"
 scheduler with prefix caching."""
 LOG = "VLLM_BATCHLLM_CONFORMANCE_LOG"
 """The file of outcomes, one JSON object per line."""
+ONLY = "VLLM_BATCHLLM_CONFORMANCE_ONLY"
+"""A file of the tests to run, one id a line; all if it is not set."""
 
 SCHEDULER = ("vllm.v1.core.sched.scheduler", "Scheduler")
 ASYNC_SCHEDULER = ("vllm.v1.core.sched.async_scheduler", "AsyncScheduler")
@@ -37,6 +39,12 @@ WATCHED = (SCHEDULER, ("vllm.v1.core.block_pool", "BlockPool"))
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
     """Substitute before anything of the tests is imported; a conftest may import the classes."""
+    install_in_engine()
+
+
+@functools.cache
+def install_in_engine() -> None:
+    """Watch and substitute, once in a process; vLLM calls it in those that a test starts."""
     for module, name in WATCHED:
         _watch(_get(module, name))
     install(os.environ[CLASSES] == "ours", os.environ[MODE])
@@ -62,12 +70,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run tests that are coroutines: vLLM's suite brings a plugin for them, this project does not."""
+    """Run tests that are coroutines."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    wanted = pyfuncitem._fixtureinfo.argnames
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    coroutines.run(pyfuncitem)
     return True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is not asked for."""
+    if ONLY in os.environ:
+        wanted = set(Path(os.environ[ONLY]).read_text().split("\n"))
+        items[:] = [item for item in items if item.nodeid in wanted]
 
 
 def pytest_collection_finish() -> None:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import local_models
 from runner import Result
 
 FOLDERS = {
@@ -23,10 +23,15 @@ FOLDERS = {
 DATA = Path(__file__).resolve().parent / "suites.json"
 STARTS_ENGINE = re.compile(
     r"RemoteOpenAIServer|RemoteVLLM|VllmRunner|vllm_runner|\bLLM\(|AsyncEngineArgs|\bLLMEngine\b"
+    r"|\"run-batch\""
 )
 """Marks of a file whose tests load a model."""
-HEAVY = "has tests that start an engine on a model, most of them on one from the hub"
-ASYNC_PLUGIN = "pytest_asyncio"
+HUB_NAME = re.compile(
+    r"""["']((?!(?:v1|tests|application|text|image|audio|multipart)/)[\w.-]+/[\w.-]+[\w])["']"""
+)
+"""A name as models and data sets have on the hub; also many a path."""
+NOT_A_MODEL = re.compile(r"\.(?:py|json|jinja|jpg|png|wav)$")
+FILES_PER_RUN = 20
 REASONS = (
     ("needs a GPU", r"cuda|gpu|rocm|triton|nvidia|hip\b|xpu|flash|device"),
     ("needs a model from the hub", r"offline|hub|huggingface|local_files_only|can't load"),
@@ -39,17 +44,30 @@ class Suite:
     """Files of one folder.
 
     files: test file and how many of its tests pass with stock.
+    engines: those of them that start engines; each runs in a process of its own.
     left_out: test file and why no test of it is run.
     """
 
     path: str
     files: dict[str, int] = field(default_factory=dict)
+    engines: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[str]:
-        """What to give to pytest."""
-        return [f"{self.path}/{name}" for name in self.files]
+        """What to give to pytest at once: all that starts no engine."""
+        return [f"{self.path}/{name}" for name in self.files if name not in self.engines]
+
+    @property
+    def batches(self) -> list[list[str]]:
+        """The targets, run by run."""
+        targets, each = self.targets, FILES_PER_RUN
+        return [targets[at : at + each] for at in range(0, len(targets), each)]
+
+    @property
+    def engine_batches(self) -> list[list[str]]:
+        """What starts engines, run by run."""
+        return [[f"{self.path}/{name}"] for name in self.engines if name in self.files]
 
 
 def load(path: Path = DATA) -> dict[str, Suite]:
@@ -63,42 +81,38 @@ def save(suites: dict[str, Suite], path: Path = DATA) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def candidates(folder: Path, path: str) -> tuple[list[str], dict[str, str]]:
-    """Test files below ``path``: those that may run here, and why the others are not tried."""
-    tried, left_out = [], {}
+def candidates(folder: Path, path: str) -> Suite:
+    """Test files below ``path`` as they may run here, and why the others are not tried."""
+    suite = Suite(path)
     for file in sorted((folder / path).rglob("test_*.py")):
-        name = str(file.relative_to(folder / path))
-        if STARTS_ENGINE.search(file.read_text()):
-            left_out[name] = HEAVY
-        elif _lacks_plugin(file, folder / path):
-            left_out[name] = f"its conftest needs {ASYNC_PLUGIN}, which is not installed"
+        name, text = str(file.relative_to(folder / path)), file.read_text()
+        if not STARTS_ENGINE.search(text):
+            suite.files[name] = 0
+            continue
+        asked = {m for m in HUB_NAME.findall(text) if not NOT_A_MODEL.search(m)}
+        if asked and not asked & local_models.RUNNABLE.keys():
+            suite.left_out[name] = f"starts engines on {', '.join(sorted(asked)[:3])} from the hub"
         else:
-            tried.append(name)
-    return tried, left_out
+            suite.files[name] = 0
+            suite.engines.append(name)
+    return suite
 
 
-def _lacks_plugin(file: Path, top: Path) -> bool:
-    """Whether a conftest beside or above ``file`` cannot be imported here."""
-    if importlib.util.find_spec(ASYNC_PLUGIN) is not None:
-        return False
-    folders = [folder for folder in file.parents if folder.is_relative_to(top)]
-    conftests = [folder / "conftest.py" for folder in folders]
-    return any(ASYNC_PLUGIN in c.read_text() for c in conftests if c.is_file())
-
-
-def surveyed(path: str, tried: list[str], left_out: dict[str, str], stock: Result) -> Suite:
-    """The suite that a run with stock's classes shows."""
-    passed = Counter(test.partition("::")[0].removeprefix(f"{path}/") for test in stock.passed)
+def surveyed(tried: Suite, stock: Result) -> Suite:
+    """The suite that a run of ``tried`` with stock's classes shows."""
+    prefix = f"{tried.path}/"
+    passed = Counter(test.partition("::")[0].removeprefix(prefix) for test in stock.passed)
     causes: dict[str, list[str]] = defaultdict(list)
     for test, why in stock.why.items():
-        causes[test.partition("::")[0].removeprefix(f"{path}/")].append(why)
-    suite = Suite(path)
-    for name in tried:
+        causes[test.partition("::")[0].removeprefix(prefix)].append(why)
+    suite = Suite(tried.path, left_out=dict(tried.left_out))
+    for name in tried.files:
         if passed[name]:
             suite.files[name] = passed[name]
         else:
             suite.left_out[name] = _reason(causes[name])
-    suite.left_out |= left_out
+    suite.engines = [name for name in tried.engines if name in suite.files]
+    suite.left_out = dict(sorted(suite.left_out.items()))
     return suite
 
 

@@ -17,7 +17,8 @@ import pytest
 import suites
 from comparison import MAX_EXCEPTIONS, compare, load_exceptions
 from conformance import CI_MODES, RECORDED
-from runner import Arm, Result, finish, prepared, start
+from places import prepared
+from runner import Arm, Result, finish, start
 
 from vllm_batchllm import compat
 

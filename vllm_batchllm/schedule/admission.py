@@ -9,6 +9,9 @@ vLLM admits what fits now and pays later, with preemptions. Here two things are 
   late, so the capacity may be overcommitted if idle memory costs more.
 - *pace*: are the requests that run of mixed ages? (``pace.py``)
 
+The last one that waits is let in as vLLM would, where it cannot lose by it: nobody behind it could
+use the memory meanwhile, and if that ends early, the newest is sent back, which is itself.
+
 How strictly, is a question of cost (``cost_rule.py``). With nothing running the head is always
 admitted, so no setting can deadlock.
 """
@@ -22,7 +25,7 @@ from typing import Literal
 
 from vllm_batchllm.schedule.admission_options import AdmissionOptions
 from vllm_batchllm.schedule.candidate import Candidate
-from vllm_batchllm.schedule.cost_rule import Costs, Tightness
+from vllm_batchllm.schedule.cost_rule import Costs, Tightness, is_worth_a_try
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint
 from vllm_batchllm.schedule.lengths import Bounds, LengthEstimator
@@ -108,7 +111,7 @@ class Admission:
         self.planner = TightnessPlanner(
             block_size, costs, self.options.overcommit, self.options.pace, clock
         )
-        self._num_guessed = self._num_held = 0
+        self._num_guessed = self._num_held = self._num_waiting = 0
         self._tokens_held: Callable[[], Mapping[str, int]] | None = None
         self._refusal: Refusal | None = None
         self._expected: _Expected | None = None
@@ -162,6 +165,7 @@ class Admission:
         self._footprint.step()
         self._tokens_held = tokens_held
         self._num_held = self.num_blocks - num_free_blocks
+        self._num_waiting = num_waiting
         counters = self.counters
         counters.num_memory_steps += 1
         counters.held_blocks += self._num_held
@@ -202,6 +206,7 @@ class Admission:
         """``candidate`` has started. Without effect if it runs already."""
         if candidate.request_id in self._running:
             return
+        self._num_waiting -= 1
         expected = self._expect(candidate)
         num_steps = max(expected.predicted - candidate.num_generated, 1)
         num_shared = self._footprint.add(candidate.request_id, expected.newcomer)
@@ -277,10 +282,23 @@ class Admission:
         until = newcomer.num_remaining + 1 if candidate.length_known else None
         outlook = self._footprint.outlook(newcomer, near=int(near), until=until)
         if outlook.near > self._capacity or outlook.peak > self._highest_peak(candidate):
+            num_steps = max(int(near), 1) if outlook.near <= self._capacity else 1
+            if self._may_try(candidate, num_steps):
+                return None
             self._stuck = candidate.request_id
             self._stuck_until = self.counters.num_memory_steps + STEPS_PER_LOOK
             return "peak"
         return None
+
+    def _may_try(self, candidate: Candidate, num_steps: int) -> bool:
+        """Whether the memory may end before ``candidate`` does, ``num_steps`` ahead at least.
+
+        Once in its life, if nobody waits behind it and the steps are worth its tokens.
+        """
+        is_last = self._num_waiting <= 1 and not candidate.was_preempted
+        if not is_last or self.options.overcommit is not None:
+            return False
+        return is_worth_a_try(self.planner.costs, candidate.num_tokens, num_steps)
 
     def _mean_age(self) -> float:
         return self._footprint.mean_age if self._num_guessed else 0.0

@@ -187,6 +187,11 @@ class Tightness:
     overcommit_known: float = 1.0
 
 
+def is_worth_a_try(costs: Costs, num_tokens: int, num_steps: int) -> bool:
+    """Whether starting ``num_steps`` earlier saves more than computing ``num_tokens`` again costs."""
+    return num_tokens * costs.prefill_s <= num_steps * costs.step_s
+
+
 def choose(costs: Costs, workload: Workload) -> Tightness:
     """The tightness with the least expected time."""
     overcommit, why_overcommit = _choose_overcommit(costs, workload)

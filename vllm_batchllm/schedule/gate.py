@@ -129,6 +129,7 @@ def candidate_of(request: Request, max_model_len: int) -> Candidate:
         max_tokens=max(min(request.max_tokens, max_model_len - request.num_prompt_tokens), 1),
         length_known=length_is_known(request),
         hint=hint,
+        was_preempted=request.num_preemptions > 0,
     )
 
 
