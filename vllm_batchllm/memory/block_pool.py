@@ -168,7 +168,7 @@ class GlobalPrefixBlockPool(BlockPool):
         """
         was_cached = block.block_hash is not None
         removed: list[BlockHashWithGroupId] = super()._remove_cached_block_hashes(block)
-        if not was_cached:
+        if not (was_cached or removed):
             return removed
         self._origins[block.block_id] = ()
         if self._future:
