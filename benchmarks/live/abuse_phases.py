@@ -36,7 +36,7 @@ NUM_PREFIXES = 20
 class Abuse:
     """A server, the clients that talk to it, and how much of everything: 1.0 is the full size.
 
-    longer: multiple of the output that those ask for who wait for their answer.
+    longer: multiple of the output that the first phase asks for.
     """
 
     server: LiveServer
@@ -149,9 +149,7 @@ class Abuse:
         """SIGTERM while requests run and wait: those that were accepted are answered."""
         number = self.number(100, 12)
         bodies = [
-            completion(
-                prompt_of(k, seed=self.seed)[1], max_tokens=20 * self.longer, ignore_eos=True
-            )
+            completion(prompt_of(k, seed=self.seed)[1], max_tokens=20, ignore_eos=True)
             for k in range(number)
         ]
         for body in bodies[::2]:

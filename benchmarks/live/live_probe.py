@@ -79,8 +79,9 @@ def _problems(scheduler: Any) -> list[str]:
     checks = {
         "queue": scheduler.waiting.check_integrity,
         "pool": scheduler.kv_cache_manager.block_pool.check_integrity,
-        "admission": lambda: scheduler.admission.check_integrity(running),
     }
+    if scheduler.admission is not None:
+        checks["admission"] = lambda: scheduler.admission.check_integrity(running)
     problems = []
     for name, check in checks.items():
         try:
@@ -99,8 +100,8 @@ def _sizes(scheduler: Any) -> dict[str, int]:
     ranked = [place for line in lines for place in (line._returned, line._unhashed)]
     nodes = [node for forest in forests for node in _nodes(forest)]
     lists = {id(each.hashes): each.hashes for origins in pool._origins for each in origins}
-    footprint = admission._footprint
-    return {
+    figures = {} if admission is None else _admission_sizes(admission)
+    return figures | {
         "forest_requests": sum(map(len, forests)),
         "forest_nodes": len(nodes) - len(forests),  # but for the roots
         "heap_entries": sum(len(node.heap or ()) for node in nodes)
@@ -108,12 +109,17 @@ def _sizes(scheduler: Any) -> dict[str, int]:
         "priorities": len(queue._priorities),
         "levels": len(queue.levels),
         "filed_blocks": len(pool._future.filed),
+        "origin_lists": len(lists),
+        "origin_hashes": sum(map(len, lists.values())),
+    }
+
+
+def _admission_sizes(admission: Any) -> dict[str, int]:
+    return {
         "estimator_groups": admission.lengths.num_groups,
         "estimator_samples": admission.lengths.num_samples,
         "admitted": admission.num_running,
-        "footprint_rows": len(footprint._hashes),
-        "origin_lists": len(lists),
-        "origin_hashes": sum(map(len, lists.values())),
+        "footprint_rows": len(admission._footprint._hashes),
     }
 
 

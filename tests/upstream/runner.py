@@ -24,6 +24,8 @@ MODES = ("written", "async", "cached")
 """See ``substitution.MODE``."""
 TEST_TIMEOUT_S = 120
 OUR_PLUGIN = "batchllm"
+PHASES = ("setup", "call", "teardown")
+"""Of a test, each with an entry in the log."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Result:
 
 
 # Compiling a model takes longer than a test may, and its engine here is none to measure.
-NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1", "VLLM_USE_AOT_COMPILE": "0"}
 
 
 def start(
@@ -127,7 +129,8 @@ def read_log(log: Path) -> Result:
 
 
 def read_entries(entries: Iterable[dict[str, Any]]) -> Result:
-    """The outcome of each test: the worst of its phases, and skipped if any was."""
+    """The outcome of each test: the worst of its phases, skipped if any was, and unfinished if a
+    run was ended in the middle of it."""
     result = Result()
     phases: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
@@ -144,7 +147,8 @@ def read_entries(entries: Iterable[dict[str, Any]]) -> Result:
             result.why.setdefault(entry["id"], entry["why"])
     for test, outcomes in phases.items():
         worse = [o for o in ("failed", "skipped", "xfailed") if o in outcomes]
-        result.outcomes[test] = worse[0] if worse else "passed"
+        whole = "passed" if len(outcomes) >= len(PHASES) else "unfinished"
+        result.outcomes[test] = worse[0] if worse else whole
     return result
 
 
