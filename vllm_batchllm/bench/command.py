@@ -112,10 +112,10 @@ def bench(
         raise typer.Exit(EXIT_USAGE) from None
     except KeyboardInterrupt:
         print(f"interrupted; finished workloads are in {out}", file=sys.stderr)
-        _tell_page(report)
+        tell_page(report)
         raise typer.Exit(EXIT_FAILED) from None
     _show(result, out, as_json)
-    _tell_page(report)
+    tell_page(report)
     if not is_good(result):
         raise typer.Exit(EXIT_FAILED)
 
@@ -133,7 +133,7 @@ def _note_fixed_scale(plans: list[Plan], scale: float) -> None:
         print(f"note: {', '.join(fixed)} run at scale 1 by definition", file=sys.stderr)
 
 
-def _tell_page(folder: Path | None) -> None:
+def tell_page(folder: Path | None) -> None:
     """Say where the page is; a run that was interrupted at once has none."""
     if folder and (folder / PAGE_NAME).is_file():
         print(f"page: {folder / PAGE_NAME}", file=sys.stderr)

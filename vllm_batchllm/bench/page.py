@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.metrics import ABResult
@@ -27,6 +28,7 @@ from vllm_batchllm.page.forest_boxes import forest_boxes
 from vllm_batchllm.page.icicle import GroupBox, forest_icicle
 from vllm_batchllm.page.page import Drawing, Page, Section, Table, check_folder, write_page
 
+ReportT = TypeVar("ReportT")
 Groups = Mapping[str, Sequence[GroupBox]]
 """Prefix groups of each workload, by its name."""
 
@@ -42,13 +44,26 @@ def page_writer(folder: Path, plans: Sequence[Plan]) -> Callable[[Report], None]
     by_name = {plan.batch.name: plan for plan in plans}
     groups: dict[str, tuple[GroupBox, ...]] = {}
 
-    def write(report: Report) -> None:
+    def make(report: Report) -> Page:
         for name in names_of(report.results):
             if name not in groups and name in by_name:
                 plan = by_name[name]
                 groups[name] = forest_boxes(plan.batch.prompts, plan.spec.block_size)
+        return bench_page(report, groups)
+
+    return into_folder(folder, make)
+
+
+def into_folder(folder: Path, make: Callable[[ReportT], Page]) -> Callable[[ReportT], None]:
+    """What writes the page that `make` makes of a report into `folder`, which is tried at once.
+
+    Raises:
+        BenchError: the folder cannot be written; so does the returned function.
+    """
+
+    def write(report: ReportT) -> None:
         try:
-            write_page(bench_page(report, groups), folder)
+            write_page(make(report), folder)
         except OSError as error:
             raise _unwritable(folder, error) from error
 
@@ -142,7 +157,7 @@ def _details(result: ABResult, groups: Groups) -> Section:
         name,
         text,
         Table(("", *header[1:]), tuple(rows), "Medians over the rounds"),
-        (*_steps(result), *_prefixes(groups.get(name, ()))),
+        (*_steps(result), *prefixes(groups.get(name, ()))),
     )
 
 
@@ -177,7 +192,8 @@ def _steps(result: ABResult) -> list[Drawing]:
     return drawings
 
 
-def _prefixes(groups: Sequence[GroupBox]) -> list[Drawing]:
+def prefixes(groups: Sequence[GroupBox]) -> list[Drawing]:
+    """The picture of the groups, if there are any."""
     if not groups:
         return []
     return [forest_icicle(groups, "Prefixes that requests share, the widest groups")]

@@ -10,6 +10,8 @@ _KNOWN: Final = {"stock": "#8a8f98", "sorted": "#3b7dd8", "batchllm": "#e07b00"}
 _FURTHER: Final = ("#12908a", "#b45aa5", "#b8960c", "#59b4e4", "#a8442f", "#4d5fb0", "#7a8b2a")
 #: Colours of levels below each other, none an arm's; dark text is readable on all of them.
 LEVELS: Final = ("#bcd6f5", "#8fbaec", "#a9d5b4", "#d9b8dd", "#d8d3a0", "#9fd3d6")
+#: Parts of a whole beside each other, where no arm is meant.
+PARTS: Final = ("#5b8db8", "#9fb8d0", "#d98c5f", "#e8c07d", "#7d6b91", "#8fa876", "#b5b9bf")
 #: What is best possible, held against the arms.
 BEST: Final = "#2a9d6f"
 

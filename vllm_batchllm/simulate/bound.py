@@ -2,8 +2,8 @@
 """What no order and no admission can remove: a lower bound of the makespan.
 
 Every request computes at least what it cannot hit with unlimited memory, produces one token a
-step, and reads its own KV for each. Steps are at least as many as the tokens, the sizes of a step
-and the memory allow. The bound is that of a cost model without prefix-shared attention.
+step, and reads its KV for each; with prefix-shared attention, only what it shares with nobody.
+Steps are at least as many as the tokens, the sizes of a step and the memory allow.
 """
 
 from __future__ import annotations
@@ -28,9 +28,17 @@ def optimal_hits(prompts: Sequence[list[int]], block_size: int) -> list[int]:
 
 
 def min_steps(batch: Batch, hits: Sequence[int], sizes: EngineSizes) -> int:
-    """Steps that any schedule needs, by the tightest of four limits."""
+    """Steps that any schedule needs: those that sample, or more where prompts fill them."""
+    num_tokens = batch.prompt_tokens - sum(hits) + batch.output_tokens - batch.num_requests
+    return max(
+        min_sampling_steps(batch, hits, sizes),
+        math.ceil(num_tokens / sizes.max_num_batched_tokens),
+    )
+
+
+def min_sampling_steps(batch: Batch, hits: Sequence[int], sizes: EngineSizes) -> int:
+    """Steps in which some request gets a token, by the tightest of three limits."""
     outputs = batch.output_lens
-    num_tokens = batch.prompt_tokens - sum(hits) + sum(outputs) - len(outputs)
     seqs = max(sizes.max_num_seqs, sizes.batchllm_max_num_seqs)
     # Blocks that a request holds alone, over its steps; shared ones may cost nothing.
     held = sum(
@@ -39,7 +47,6 @@ def min_steps(batch: Batch, hits: Sequence[int], sizes: EngineSizes) -> int:
     )
     return max(
         max(outputs),
-        math.ceil(num_tokens / sizes.max_num_batched_tokens),
         math.ceil(sum(outputs) / seqs),
         math.ceil(held / sizes.num_blocks),
     )
@@ -66,11 +73,12 @@ def lower_bound(batch: Batch, sizes: EngineSizes, costs: CostModel) -> StepTime:
     hits = optimal_hits(batch.prompts, sizes.block_size)
     steps = min_steps(batch, hits, sizes)
     outputs = batch.output_lens
-    pairs = decode_kv = 0
+    pairs = decode_kv = own_kv = 0
     for prompt, hit, output in zip(batch.prompts, hits, outputs, strict=True):
         length, more = len(prompt), output - 1
         pairs += (length * (length + 1) - hit * (hit + 1)) // 2
         decode_kv += more * length + more * (more + 1) // 2
+        own_kv += more * (length - hit) + more * (more + 1) // 2
     total = costs.time_of(
         StepWork(
             num_tokens=batch.prompt_tokens - sum(hits) + sum(outputs) - len(outputs),
@@ -78,11 +86,12 @@ def lower_bound(batch: Batch, sizes: EngineSizes, costs: CostModel) -> StepTime:
             num_sampled=sum(outputs),
             prefill_pairs=pairs,
             decode_kv_tokens=decode_kv,
-            held_kv_tokens=decode_kv,
+            held_kv_tokens=own_kv,
         )
     )
     each = costs.time_of(StepWork(num_tokens=1, num_requests=1, num_sampled=1))
     total.linear_s = max(total.linear_s, steps * each.linear_s)
-    total.head_s = max(total.head_s, steps * each.head_s)
+    sampling = min_sampling_steps(batch, hits, sizes)
+    total.head_s = max(total.head_s, sampling * each.head_s)
     total.step_s = steps * each.step_s
     return total

@@ -52,7 +52,7 @@ class Calibration:
             )
         except FileNotFoundError:
             return cls(PLATFORM_COSTS["cpu"], "random-llama (reference run)", {})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise BenchError(
                 f"the calibration {path} cannot be read ({error}); delete it, or calibrate again"
             ) from None
@@ -76,6 +76,7 @@ class StepTimer:
         self._meter = WorkMeter()
         self._last: tuple[StepWork, float] | None = None
         self._original = scheduler.schedule
+        self._shadowed = vars(scheduler).get("schedule")
 
     def __enter__(self) -> Self:
         self._scheduler.schedule = self._schedule
@@ -83,7 +84,10 @@ class StepTimer:
 
     def __exit__(self, *_: object) -> None:
         self._close(self._clock())
-        del self._scheduler.schedule
+        if self._shadowed is None:
+            del self._scheduler.schedule
+        else:
+            self._scheduler.schedule = self._shadowed
 
     def _schedule(self, *args: Any, **kwargs: Any) -> Any:
         began_s = self._clock()

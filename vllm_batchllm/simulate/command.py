@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from vllm_batchllm.bench.command import quieten
+from vllm_batchllm.bench.command import quieten, tell_page
 from vllm_batchllm.bench.environment import describe_environment
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.suite import parse_options
@@ -30,8 +30,9 @@ from vllm_batchllm.simulate.inputs import InputOptions, load_batch
 from vllm_batchllm.simulate.models import MODELS
 
 if TYPE_CHECKING:  # these import vLLM, which `plan` does without
+    from vllm_batchllm.bench.batch import Batch
     from vllm_batchllm.simulate.arms import Arm
-    from vllm_batchllm.simulate.setup import SetupOptions
+    from vllm_batchllm.simulate.setup import Setup, SetupOptions
     from vllm_batchllm.simulate.suite import Simulation, SimulationReport
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -86,10 +87,14 @@ def simulate(
         float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the record, simulate.json.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the result as one HTML page as well.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record, no table.")] = False,
 ) -> None:
     """Simulate batches on devices that are not at hand, with the real schedulers."""
     quieten()
+    book: _Book | None = None
     try:
         from vllm_batchllm.simulate.arms import find_arm
         from vllm_batchllm.simulate.setup import SetupOptions
@@ -110,39 +115,50 @@ def simulate(
             max_waiting=lookahead,
             prefix_caching=prefix_caching,
         )
-        book = _Book(out, price)
-        _run(source or ["micro-2000-200-d16"], arms, inputs, engine, shared_attention, book)
+        plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
+        book = _Book(out, price, _page_writer(report, plans))
+        _run(plans, arms, shared_attention, book)
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
     except KeyboardInterrupt:
         where = f"; finished rows are in {out}" if out else ""
         print(f"interrupted{where}", file=sys.stderr)
-        _show(book.report, as_json)
+        if book is not None:
+            _show(book.report, as_json)
+        tell_page(report)
         raise typer.Exit(EXIT_FAILED) from None
     _show(book.report, as_json)
+    tell_page(report)
 
 
 class _Book:
-    """The record, written anew after every finished row."""
+    """The record, and the page if one is wanted, written anew after every finished row."""
 
-    def __init__(self, folder: Path | None, price: float | None) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        price: float | None,
+        on_report: Callable[[SimulationReport], None] | None = None,
+    ) -> None:
         from vllm_batchllm.simulate.suite import SimulationReport
 
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         self.report = SimulationReport((), describe_environment(), command, price)
-        self._folder = folder
+        self._folder, self._on_report = folder, on_report
         if folder is not None:
             self._write()
 
     def put(self, result: Simulation) -> None:
         """Keep a result; it replaces the one before if it has that one's rows and more."""
         done = self.report.results
-        if done and done[-1].workload == result.workload:
+        if done and done[-1].runs == result.runs[:-1] and done[-1].workload == result.workload:
             done = done[:-1]
         self.report = dataclasses.replace(self.report, results=(*done, result))
         if self._folder is not None:
             self._write()
+        if self._on_report is not None:
+            self._on_report(self.report)
 
     def _write(self) -> None:
         from vllm_batchllm.simulate.suite import write_record
@@ -156,22 +172,40 @@ class _Book:
             ) from None
 
 
-def _run(
-    sources: Sequence[str],
-    arms: Sequence[Arm],
-    inputs: InputOptions,
-    engine: SetupOptions,
-    compare_attention: bool,
-    book: _Book,
-) -> None:
-    """Read and check everything first, then simulate."""
+def _plans(
+    sources: Sequence[str], inputs: InputOptions, engine: SetupOptions
+) -> list[tuple[Batch, Setup]]:
+    """All batches with their engines, read and checked."""
+    from vllm_batchllm.simulate.run import check_fits
     from vllm_batchllm.simulate.setup import make_setup
-    from vllm_batchllm.simulate.suite import simulate as run_simulation
 
     batches = [load_batch(source, inputs) for source in dict.fromkeys(sources)]
     plans = [(batch, make_setup(batch, engine)) for batch in batches]
+    for batch, setup in plans:
+        check_fits(batch, setup.sizes)
+    return plans
+
+
+def _page_writer(
+    folder: Path | None, plans: Sequence[tuple[Batch, Setup]]
+) -> Callable[[SimulationReport], None] | None:
+    if folder is None:
+        return None
+    from vllm_batchllm.simulate.page import page_writer
+
+    return page_writer(folder, plans)
+
+
+def _run(
+    plans: Sequence[tuple[Batch, Setup]],
+    arms: Sequence[Arm],
+    compare_attention: bool,
+    book: _Book,
+) -> None:
+    from vllm_batchllm.simulate.suite import simulate as run_simulation
+
     num_arms = len(arms) + compare_attention
-    total = num_arms * sum(batch.num_requests for batch in batches)
+    total = num_arms * sum(batch.num_requests for batch, _ in plans)
     with tqdm(total=total, unit=" requests", file=sys.stderr, dynamic_ncols=True) as bar:
         for batch, setup in plans:
 

@@ -120,7 +120,7 @@ class Roofline:
     def time_of(self, work: StepWork) -> StepTime:
         """The parts of a step that does `work`."""
         model = self.model
-        kv_bytes = model.kv_bytes_per_token
+        kv_bytes = model.kv_bytes_per_device(self.tensor_parallel) * self.tensor_parallel
         decode_kv = work.decode_kv_tokens
         if self.shares_attention:
             decode_kv = min(decode_kv, work.held_kv_tokens)

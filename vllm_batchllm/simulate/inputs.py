@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from vllm_batchllm.plan.tokenizer import TokenizerError, load_tokenizer
 from vllm_batchllm.simulate.trace import (
     TRACE_BLOCK_SIZE,
     TraceError,
+    TraceRequest,
     output_of,
     prompt_of,
     read_trace,
@@ -49,8 +52,11 @@ def load_batch(source: str, options: InputOptions) -> Batch:
     """The batch that `source` names: an existing file, or else a workload.
 
     Raises:
-        BenchError: no such workload, a file that cannot be read, or a line that is no request.
+        BenchError: no such workload, a file that cannot be read, a line that is no request, or a
+            scale that is none.
     """
+    if not (math.isfinite(options.scale) and options.scale > 0):
+        raise BenchError(f"scale must be a number above 0, not {options.scale:g}")
     path = Path(source)
     if not (path.is_file() or source.endswith(FILE_SUFFIXES)):
         resolve_name(source)
@@ -66,6 +72,8 @@ def load_batch(source: str, options: InputOptions) -> Batch:
         return _trace(path, options) if is_trace else _batch_file(path, options)
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:
+        raise BenchError(f"{path} cannot be read: damaged gzip: {error}") from None
 
 
 def _is_trace(path: Path) -> bool:
@@ -88,7 +96,7 @@ def _trace(path: Path, options: InputOptions) -> Batch:
             f"trace's {TRACE_BLOCK_SIZE}; give 1 to {TRACE_BLOCK_SIZE}"
         )
     try:
-        requests = read_trace(path, options.num_requests)
+        requests = _renumbered(read_trace(path, options.num_requests))
     except TraceError as error:
         raise BenchError(str(error)) from None
     if not requests:
@@ -102,6 +110,18 @@ def _trace(path: Path, options: InputOptions) -> Batch:
             description=f"trace, blocks of {block_size} tokens",
         )
     )
+
+
+def _renumbered(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
+    """The same requests; a trace's ids may be too large for token ids, so they are counted."""
+    numbers: dict[int, int] = {}
+    return [
+        replace(
+            request,
+            block_ids=tuple(numbers.setdefault(one, len(numbers)) for one in request.block_ids),
+        )
+        for request in requests
+    ]
 
 
 def _batch_file(path: Path, options: InputOptions) -> Batch:

@@ -43,7 +43,7 @@ def num_kv_blocks(
     weights = model.weight_bytes / tensor_parallel
     step = activation_bytes(model, max_num_batched_tokens, max_num_seqs) / tensor_parallel
     free = usable - weights - step - RUNTIME_BYTES
-    block = model.kv_bytes_per_token * block_size / tensor_parallel
+    block = model.kv_bytes_per_device(tensor_parallel) * block_size
     if free < block:
         raise BenchError(
             f"{model.name} does not fit {tensor_parallel} x {device.name}: "

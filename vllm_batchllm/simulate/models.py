@@ -67,6 +67,10 @@ class ModelShape:
         """Bytes of one token's keys and values."""
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * KV_BITS / 8
 
+    def kv_bytes_per_device(self, tensor_parallel: int) -> float:
+        """Bytes of one token's keys and values on each device; heads are not cut in pieces."""
+        return self.kv_bytes_per_token / min(tensor_parallel, self.num_kv_heads)
+
     @property
     def attention_flops_per_pair(self) -> float:
         """Operations for one query and one key, over all layers: two products of head size."""

@@ -84,7 +84,7 @@ def run_arm(
     Raises:
         BenchError: a request can never fit into the KV blocks.
     """
-    _check_fits(batch, sizes)
+    check_fits(batch, sizes)
     began_s = time.perf_counter()
     clock = _Clock()
     scheduler = _make_scheduler(batch, arm, sizes, clock)
@@ -114,7 +114,8 @@ class _Clock:
         return self.now_s
 
 
-def _check_fits(batch: Batch, sizes: EngineSizes) -> None:
+def check_fits(batch: Batch, sizes: EngineSizes) -> None:
+    """Raise BenchError if a request of `batch` is larger than the KV cache."""
     longest = max(len(p) + n for p, n in zip(batch.prompts, batch.output_lens, strict=True))
     needed = -(-longest // sizes.block_size)
     if needed > sizes.num_blocks:

@@ -8,7 +8,7 @@ is written here follows the description of the policies, for comparison:
   served. Of requests that share a prefix which nobody has computed, one goes first and the rest
   after those who would not wait for it (deferral inside a batch).
 - ``dfs-weight``: the cached prefixes form a tree; depth first, at every node first the child
-  with most requests waiting below.
+  with most requests waiting below, and its own requests after those of all its children.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class LongestPrefixScheduler(_CacheAwareScheduler):
         for request in waiting:
             cached = self.num_cached(request)
             deferred = False
-            if cached <= defer_blocks < len(request.block_hashes):
-                mark = request.block_hashes[defer_blocks]
+            if cached <= defer_blocks <= len(request.block_hashes):
+                mark = request.block_hashes[defer_blocks - 1]
                 deferred = mark in opened
                 opened.add(mark)
-            keys[request.request_id] = (deferred, -cached)
+            keys[request.request_id] = (deferred, 0 if deferred else -cached)
         return sorted(waiting, key=lambda request: keys[request.request_id])
 
 
@@ -84,7 +84,7 @@ class DfsWeightScheduler(_CacheAwareScheduler):
     """``dfs-weight``."""
 
     def arranged(self, waiting: list[Request]) -> Sequence[Request]:
-        """Depth first over the cached prefixes, heavier children first.
+        """Depth first over the cached prefixes, heavier children first, a node's requests last.
 
         A node is the cached prefix of some waiting request; its parent is the longest shorter
         one on the same path.
@@ -98,15 +98,14 @@ class DfsWeightScheduler(_CacheAwareScheduler):
             if node is not None:
                 paths[node] = (request.block_hashes, cached)
         children, weights = self._tree(members, paths)
-        ordered: list[Request] = []
+        backwards: list[bytes | None] = []
         stack: list[bytes | None] = [None]
         while stack:
             node = stack.pop()
-            below = sorted(children[node], key=lambda child: weights[child])
+            backwards.append(node)
+            below = sorted(children[node], key=lambda child: -weights[child])
             stack.extend(below)
-            if node is not None:
-                ordered += members[node]
-        return ordered + members[None]
+        return [request for node in reversed(backwards) for request in members[node]]
 
     @staticmethod
     def _tree(

@@ -82,7 +82,7 @@ def _requests(path: Path) -> Iterator[TraceRequest]:
 def _parse(line: bytes) -> TraceRequest:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"not valid JSON: {error}") from None
     if not isinstance(record, dict):
         raise TraceError(f"not a JSON object but {type(record).__name__}")
