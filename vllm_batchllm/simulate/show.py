@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vllm_batchllm.simulate.arms import SORTED
@@ -76,13 +77,17 @@ def table(report: SimulationReport, result: Simulation) -> Table:
     """A table for the terminal."""
     workload, engine = result.workload, result.engine
     made = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
         title=f"{workload['name']}: {workload['num_requests']:,} requests, "
         f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens",
         caption=f"{engine['model']} on {engine['num_devices']} x {engine['device']}, "
         f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens",
     )
-    for at, title in enumerate(header(report)):
-        made.add_column(title, justify="right" if at else "left", no_wrap=True)
-    for row in rows(report, result):
+    cells = rows(report, result)
+    for at, title in enumerate(header(report)):  # titles and names may be broken, figures not
+        width = max((len(row[at]) for row in cells), default=0) if at else None
+        made.add_column(title, justify="right" if at else "left", min_width=width)
+    for row in cells:
         made.add_row(*row)
     return made

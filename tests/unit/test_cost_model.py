@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step costs: every part against figures computed by hand, and what must always hold."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.schedule.cost_rule import Costs
+from vllm_batchllm.simulate.cost_model import (
+    PUBLISHED,
+    Constants,
+    Measured,
+    Roofline,
+    StepTime,
+    StepWork,
+)
+from vllm_batchllm.simulate.devices import DEVICES, Device
+from vllm_batchllm.simulate.models import MODELS, ModelShape
+
+# 1,000 operations and 100 bytes a second: one byte costs as much as ten operations.
+DEVICE = Device("d", 1e9, 1000.0, 100.0, 50.0, 8, 64, "made up")
+# Weights: 2 layers of 4 * 2 * (2 * 2 + 2 * 1) + 3 * 4 * 8 = 144; head 10 * 4 = 40, 80 bytes.
+MODEL = ModelShape("m", 2, 4, 8, 2, 1, 2, 10)
+PLAIN = Constants(efficiency=0.5, step_s=0.25, request_s=0.125)
+COSTS = Roofline(DEVICE, MODEL, PLAIN)
+ONE = StepWork(num_tokens=1, num_requests=1, num_sampled=1)
+
+counts = st.integers(0, 10**6)
+works = st.builds(StepWork, counts, counts, counts, counts, counts, counts, counts)
+models = st.builds(
+    Roofline,
+    st.sampled_from(list(DEVICES.values())),
+    st.sampled_from(list(MODELS.values())),
+    st.builds(Constants, st.floats(0.1, 1), st.floats(0, 1), st.floats(0, 1)),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+)
+measured = st.builds(Measured, st.builds(Costs, *[st.floats(0, 1)] * 4))
+
+
+def test_few_tokens_cost_the_reading_of_the_weights() -> None:
+    assert MODEL.layer_weights == 2 * 144
+    assert COSTS.time_of(ONE).linear_s == 2 * 144 * 2 / 100 / 0.5
+    assert COSTS.time_of(replace(ONE, num_tokens=10)).linear_s == 2 * 144 * 2 / 100 / 0.5
+
+
+def test_many_tokens_cost_the_computing() -> None:
+    # 2 operations for each of 288 weights and each token.
+    assert COSTS.time_of(replace(ONE, num_tokens=11)).linear_s == pytest.approx(
+        2 * 288 * 11 / 1000 / 0.5
+    )
+
+
+def test_the_head_is_read_only_where_something_is_sampled() -> None:
+    assert COSTS.time_of(replace(ONE, num_sampled=0)).head_s == 0
+    assert COSTS.time_of(ONE).head_s == 80 / 100 / 0.5
+    assert COSTS.time_of(replace(ONE, num_sampled=20)).head_s == 2 * 40 * 20 / 1000 / 0.5
+
+
+def test_prompt_attention_takes_the_longer_of_pairs_and_kv() -> None:
+    # 4 operations * 2 layers * 2 heads * 2 a pair; 2 layers * (key, value) * 1 head * 2 * 2 bytes.
+    by_pairs = COSTS.time_of(replace(ONE, prefill_pairs=100, prefill_kv_tokens=1))
+    assert by_pairs.prefill_attention_s == pytest.approx(32 * 100 / 1000 / 0.5)
+    by_kv = COSTS.time_of(replace(ONE, prefill_pairs=1, prefill_kv_tokens=100))
+    assert by_kv.prefill_attention_s == pytest.approx(16 * 100 / 100 / 0.5)
+
+
+def test_output_attention_reads_kv_once_for_each_request() -> None:
+    work = replace(ONE, decode_kv_tokens=100, held_kv_tokens=30)
+    assert COSTS.time_of(work).decode_attention_s == pytest.approx(16 * 100 / 100 / 0.5)
+
+
+def test_shared_attention_reads_what_is_held_once() -> None:
+    sharing = replace(COSTS, shares_attention=True)
+    work = replace(ONE, decode_kv_tokens=100, held_kv_tokens=30)
+    assert sharing.time_of(work).decode_attention_s == pytest.approx(16 * 30 / 100 / 0.5)
+    more = replace(work, held_kv_tokens=300)
+    assert sharing.time_of(more) == COSTS.time_of(more)
+
+
+def test_fixed_costs_are_added_once_a_step_and_once_a_request() -> None:
+    spent = COSTS.time_of(replace(ONE, num_requests=3))
+    assert (spent.step_s, spent.requests_s) == (0.25, 0.375)
+
+
+def test_devices_divide_the_work_and_talk_to_each_other() -> None:
+    two = replace(COSTS, tensor_parallel=2)
+    work = replace(ONE, num_tokens=100, prefill_pairs=50)
+    one, both = COSTS.time_of(work), two.time_of(work)
+    assert both.linear_s == one.linear_s / 2
+    assert both.prefill_attention_s == one.prefill_attention_s / 2
+    # 2 all-reduces in each of 2 layers; each moves 2 (n - 1) / n of 100 * 4 values of 2 bytes.
+    assert (one.communication_s, both.communication_s) == (0, 4 * 800 / 50)
+
+
+def test_key_value_heads_that_cannot_be_divided_are_read_by_every_device() -> None:
+    work = replace(ONE, decode_kv_tokens=100)  # the model has one key-value head
+    both = replace(COSTS, tensor_parallel=2).time_of(work)
+    assert both.decode_attention_s == COSTS.time_of(work).decode_attention_s
+
+
+def test_the_total_is_the_sum_of_the_parts() -> None:
+    spent = COSTS.time_of(StepWork(20, 3, 2, 100, 40, 50, 30))
+    assert spent.total_s == pytest.approx(sum(getattr(spent, f.name) for f in fields(spent)))
+    total = StepTime()
+    total.add(spent)
+    total.add(spent)
+    assert total.total_s == pytest.approx(2 * spent.total_s)
+
+
+@given(models | measured, works, st.sampled_from([f.name for f in fields(StepWork)]), counts)
+def test_more_work_never_takes_less_time(
+    costs: Roofline | Measured, work: StepWork, field: str, more: int
+) -> None:
+    if isinstance(costs, Measured):  # a sampled token is one of those that go through the model
+        more = more if field != "num_sampled" else 0
+    larger = replace(work, **{field: getattr(work, field) + more})
+    assert costs.time_of(larger).total_s >= costs.time_of(work).total_s * (1 - 1e-12)
+
+
+@given(models, works)
+def test_shared_attention_is_never_dearer(costs: Roofline, work: StepWork) -> None:
+    apart, shared = (replace(costs, shares_attention=value) for value in (False, True))
+    assert shared.time_of(work).total_s <= apart.time_of(work).total_s
+
+
+@given(models, works)
+def test_only_several_devices_communicate(costs: Roofline, work: StepWork) -> None:
+    communicates = costs.time_of(work).communication_s > 0
+    assert communicates == (costs.tensor_parallel > 1 and work.num_tokens > 0)
+
+
+def test_measured_costs_are_linear() -> None:
+    costs = Measured(Costs(step_s=1, prefill_s=0.5, decode_s=0.25, kv_s=0.125))
+    spent = costs.time_of(StepWork(10, 4, 3, 99, 99, 8, 99))
+    assert (spent.step_s, spent.linear_s, spent.requests_s) == (1, 7 * 0.5, 3 * 0.25)
+    assert spent.decode_attention_s == 8 * 0.125
+    assert spent.total_s == 1 + 3.5 + 0.75 + 1
+    assert costs.time_of(StepWork(2, 4, 3)).linear_s == 0
+
+
+@pytest.mark.parametrize("efficiency", [0.0, -0.1, 1.1, float("nan")])
+def test_an_impossible_efficiency_is_refused(efficiency: float) -> None:
+    with pytest.raises(BenchError, match="efficiency must be above 0 and at most 1"):
+        replace(PUBLISHED, efficiency=efficiency)
+
+
+@pytest.mark.parametrize("field", ["step_s", "request_s"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_impossible_fixed_costs_are_refused(field: str, value: float) -> None:
+    with pytest.raises(BenchError, match=f"{field} must be 0 seconds or more"):
+        replace(PUBLISHED, **{field: value})
