@@ -46,10 +46,12 @@ scheduler vLLM's rule of admission, as ours avoids what is to be shown."""
 PREEMPTING += ["--additional-config", json.dumps({"batchllm": {"admission": "stock"}})]
 
 
-async def abuse(server: LiveServer, scale: float, seed: int = 0, longer: int = 1) -> dict[str, Any]:
+async def abuse(
+    server: LiveServer, scale: float, seed: int = 0, longer: int = 1, knows_hints: bool = True
+) -> dict[str, Any]:
     """All phases, SIGTERM last; figures by phase, sums, and every problem found."""
     raise_file_limit()
-    run = Abuse(server, scale, seed, longer)
+    run = Abuse(server, scale, seed, longer, knows_hints)
     phases: dict[str, Any] = {}
     num_aborted = 0
     try:
@@ -217,7 +219,8 @@ def main(
         tempfile.TemporaryDirectory() as folder,
         serving(model, Path(folder), *words, scheduler=scheduler) as server,
     ):
-        figures = asyncio.run(abuse(server, scale, seed, LONGER if preempting else 1))
+        longer, is_ours = LONGER if preempting else 1, scheduler == "batchllm"
+        figures = asyncio.run(abuse(server, scale, seed, longer, is_ours))
     how = {"scheduler": scheduler, "scale": scale, "seed": seed, "preempting": preempting}
     figures = how | {"preemptions": preemptions(figures)} | figures
     if preempting and not figures["preemptions"]:
