@@ -86,7 +86,10 @@ def table(report: SimulationReport, result: Simulation) -> Table:
     )
     cells = rows(report, result)
     for at, title in enumerate(header(report)):  # titles and names may be broken, figures not
-        width = max((len(row[at]) for row in cells), default=0) if at else None
+        texts = (
+            [row[at] for row in cells] if at else [word for row in cells for word in row[0].split()]
+        )
+        width = max(map(len, texts), default=0)
         made.add_column(title, justify="right" if at else "left", min_width=width)
     for row in cells:
         made.add_row(*row)
