@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -21,11 +20,9 @@ from typing import Annotated, Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if __name__ == "__main__":  # whoever imports this keeps the log as it is
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "scheduler"))
 
 import matplotlib
 import typer
-from fake_engine import model_folder
 from ring import Outcome, run, workload
 from tqdm import tqdm
 
@@ -68,16 +65,11 @@ def main(
 ) -> None:
     """Run all policies on all workloads."""
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        model = model_folder(Path(folder))
-        table = {
-            name: {
-                policy: run(workload(name, scale), model, options)
-                for policy, options in POLICIES.items()
-            }
-            for name in tqdm(WORKLOADS, unit="workload", file=sys.stderr)
-        }
-        swept = _sweep(model, scale) if sweep else {}
+    table = {
+        name: {policy: run(workload(name, scale), options) for policy, options in POLICIES.items()}
+        for name in tqdm(WORKLOADS, unit="workload", file=sys.stderr)
+    }
+    swept = _sweep(scale) if sweep else {}
     results = {
         "policies": {name: _plain(row) for name, row in table.items()},
         "sweep": {name: _plain(row) for name, row in swept.items()},
@@ -90,14 +82,14 @@ def main(
     print(text)
 
 
-def _sweep(model: str, scale: float) -> dict[str, dict[str, Outcome]]:
+def _sweep(scale: float) -> dict[str, dict[str, Outcome]]:
     swept: dict[str, dict[str, Outcome]] = {}
     for name in tqdm(SWEPT, unit="sweep", file=sys.stderr):
         batch = workload(name, scale)
-        swept[name] = {"auto": run(batch, model, {})}
+        swept[name] = {"auto": run(batch, {})}
         for overcommit, pace in product(OVERCOMMITS, PACES):
             options = {"overcommit": overcommit, "pace": pace}
-            swept[name][f"{overcommit:g}, {pace:g}"] = run(batch, model, options)
+            swept[name][f"{overcommit:g}, {pace:g}"] = run(batch, options)
     return swept
 
 

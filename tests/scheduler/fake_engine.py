@@ -8,17 +8,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
-from vllm.v1.structured_output import StructuredOutputManager
+
+from vllm_batchllm.simulate.ring import RingSpec, build_on, make_config
 
 STOP_TOKEN = 7
 
@@ -57,50 +56,21 @@ def make_vllm_config(
     options: dict[str, Any] | None = None,
 ) -> VllmConfig:
     """A VllmConfig as an engine would make it; ``options`` are ours."""
-    model_config = ModelConfig(
-        model=model, skip_tokenizer_init=True, dtype="float32", max_model_len=32768, seed=0
+    spec = RingSpec(
+        num_blocks=num_blocks - 1,
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=32768,
+        prefix_caching=enable_prefix_caching,
+        options=options,
     )
-    config = VllmConfig(
-        scheduler_config=SchedulerConfig(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_model_len=32768,
-            enable_chunked_prefill=True,
-            is_encoder_decoder=False,
-            policy=policy,
-        ),
-        model_config=model_config,
-        cache_config=CacheConfig(
-            block_size=block_size, enable_prefix_caching=enable_prefix_caching
-        ),
-        device_config=DeviceConfig("cpu"),
-        additional_config={} if options is None else {"batchllm": options},
-    )
-    config.scheduler_config.async_scheduling = async_scheduling
-    config.cache_config.num_gpu_blocks = num_blocks
-    config.cache_config.block_size = block_size
-    return config
+    return make_config(spec, model, policy, async_scheduling)
 
 
 def make_scheduler(scheduler_cls: Any, vllm_config: VllmConfig) -> Any:
     """Build ``scheduler_cls`` the way the engine core calls it."""
-    block_size = vllm_config.cache_config.block_size
-    spec = FullAttentionSpec(
-        block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
-    )
-    return scheduler_cls(
-        vllm_config=vllm_config,
-        kv_cache_config=KVCacheConfig(
-            num_blocks=vllm_config.cache_config.num_gpu_blocks,
-            kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-        ),
-        structured_output_manager=StructuredOutputManager(vllm_config),
-        include_finished_set=False,
-        log_stats=True,
-        block_size=block_size,
-        hash_block_size=block_size,
-    )
+    return build_on(scheduler_cls, vllm_config, log_stats=True)
 
 
 def make_request(

@@ -10,9 +10,9 @@ from ring import run, workload
 from vllm_batchllm.prefix.optimum import optimal_saved_tokens
 
 
-def test_every_policy_serves_the_batch_and_none_saves_more_than_is_possible(llama) -> None:
+def test_every_policy_serves_the_batch_and_none_saves_more_than_is_possible() -> None:
     batch = workload("tree-3", 16.0, 96)
-    row = {policy: run(batch, llama, options) for policy, options in POLICIES.items()}
+    row = {policy: run(batch, options) for policy, options in POLICIES.items()}
     possible = optimal_saved_tokens(batch.prompts, 32) / sum(map(len, batch.prompts))
     for policy, outcome in row.items():
         assert 0 <= outcome.saved_ratio <= possible + 1e-9, policy
@@ -24,14 +24,14 @@ def test_every_policy_serves_the_batch_and_none_saves_more_than_is_possible(llam
     assert "| tree-3 | sorted |" in table and "| 1.000 |" in table
 
 
-def test_the_sweep_names_its_best_point(llama) -> None:
+def test_the_sweep_names_its_best_point() -> None:
     batch = workload("micro-2000-200-d16", 16.0, 32)
     points = {"auto": {}, "1, 0": {"overcommit": 1.0, "pace": 0.0}}
-    row = {name: run(batch, llama, options) for name, options in points.items()}
+    row = {name: run(batch, options) for name, options in points.items()}
     assert "| micro |" in _sweep_table({"micro": row})
 
 
-def test_lengths_that_nobody_knows_end_where_the_workload_says(llama) -> None:
+def test_lengths_that_nobody_knows_end_where_the_workload_says() -> None:
     batch = workload("skewed-output", 8.0, 40)
-    outcome = run(batch, llama, {})
+    outcome = run(batch, {})
     assert outcome.steps >= max(batch.output_lens)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 from hypothesis import given
@@ -93,7 +93,7 @@ def saved_in(batch: Batch, order: list[int]) -> int:
     common = min(
         (common_prefix_len(batch.prompts[0], prompt) for prompt in batch.prompts), default=0
     )
-    pairs = zip(order, order[1:], strict=False)
+    pairs = pairwise(order)
     shared = (common_prefix_len(batch.prompts[a], batch.prompts[b]) for a, b in pairs)
     return sum(max(0, tokens - common) for tokens in shared)
 

@@ -76,7 +76,7 @@ def lives(draw: st.DrawFn) -> list[dict[str, tuple[int, int]]]:
         names = draw(st.lists(st.sampled_from("abcd"), min_size=1, unique=True))
         this = {}
         for name in names:
-            if name not in at or draw(st.booleans()) and draw(st.booleans()):
+            if name not in at or (draw(st.booleans()) and draw(st.booleans())):
                 at[name] = draw(st.integers(0, 50))  # comes, or was sent away and comes back
             count = draw(st.sampled_from([1, 1, 2, 7, 33]))
             this[name] = (at[name], count)

@@ -60,5 +60,5 @@ def stacked_parts(
         for place, arm in enumerate(arms)
     ]
     height = _MARGIN + _BAR * len(arms) + 0.2 * -(-len(shown) // 3)
-    alt = f"Bars, {xlabel}, by part. " + "; ".join(map(clean, told)) + "."
+    alt = f"Bars, {xlabel}, by part. " + "; ".join(clean(one, 300) for one in told) + "."
     return Drawing(title, alt, draw_svg((_WIDTH, height), draw))

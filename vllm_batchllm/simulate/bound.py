@@ -68,7 +68,8 @@ def lower_bound(batch: Batch, sizes: EngineSizes, costs: CostModel) -> StepTime:
     """Seconds by part that every schedule takes at least; the total is a bound of the makespan.
 
     Parts that take the longer of two things are bounded by one step that does everything and by
-    the steps needed, each of which reads all weights.
+    the steps needed, each of which reads all weights. Left out: a preempted request that finds all
+    but a few of its tokens again reads them beside the prompts of that step, which may hide it.
     """
     hits = optimal_hits(batch.prompts, sizes.block_size)
     steps = min_steps(batch, hits, sizes)

@@ -46,26 +46,37 @@ class RingSpec:
 
 def build_scheduler(scheduler_cls: Any, spec: RingSpec) -> Any:
     """Build `scheduler_cls` as the engine core would."""
+    return build_on(scheduler_cls, make_config(spec))
+
+
+def build_on(scheduler_cls: Any, config: VllmConfig, log_stats: bool = False) -> Any:
+    """The same on a configuration of `make_config`."""
+    block_size = config.cache_config.block_size
     layers = FullAttentionSpec(
-        block_size=spec.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
+        block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
     )
-    config = _vllm_config(spec)
     return scheduler_cls(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
-            num_blocks=spec.num_blocks + 1,
+            num_blocks=config.cache_config.num_gpu_blocks,
             kv_cache_tensors=[],
             kv_cache_groups=[KVCacheGroupSpec(["layer"], layers)],
         ),
         structured_output_manager=StructuredOutputManager(config),
         include_finished_set=False,
-        log_stats=False,
-        block_size=spec.block_size,
-        hash_block_size=spec.block_size,
+        log_stats=log_stats,
+        block_size=block_size,
+        hash_block_size=block_size,
     )
 
 
-def _vllm_config(spec: RingSpec) -> VllmConfig:
+def make_config(
+    spec: RingSpec,
+    model: str = str(MODEL_FOLDER),
+    policy: str = "fcfs",
+    async_scheduling: bool = False,
+) -> VllmConfig:
+    """A configuration as an engine would make it, for a model that is never loaded."""
     config = VllmConfig(
         scheduler_config=SchedulerConfig(
             max_num_seqs=spec.max_num_seqs,
@@ -73,9 +84,10 @@ def _vllm_config(spec: RingSpec) -> VllmConfig:
             max_model_len=spec.max_model_len,
             enable_chunked_prefill=True,
             is_encoder_decoder=False,
+            policy=policy,
         ),
         model_config=ModelConfig(
-            model=str(MODEL_FOLDER),
+            model=model,
             skip_tokenizer_init=True,
             dtype="float32",
             max_model_len=spec.max_model_len,
@@ -87,7 +99,7 @@ def _vllm_config(spec: RingSpec) -> VllmConfig:
         device_config=DeviceConfig("cpu"),
         additional_config={} if spec.options is None else {SECTION: spec.options},
     )
-    config.scheduler_config.async_scheduling = False
+    config.scheduler_config.async_scheduling = async_scheduling
     config.cache_config.num_gpu_blocks = spec.num_blocks + 1
     config.cache_config.block_size = spec.block_size
     return config

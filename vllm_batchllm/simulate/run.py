@@ -39,7 +39,7 @@ class EngineSizes:
 
     num_blocks: KV blocks that requests can hold. max_waiting: requests that wait at most at any
     time; None queues the batch before the first step. platform: whose costs our scheduler begins
-    with, before it has measured.
+    with, before it has measured. measures: or keeps to, where False.
     """
 
     num_blocks: int
@@ -50,6 +50,7 @@ class EngineSizes:
     max_waiting: int | None = None
     prefix_caching: bool = True
     platform: str = "cuda"
+    measures: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: _Clock) -
     )
     scheduler = build_scheduler(SCHEDULERS[arm.scheduler], spec)
     if arm.is_ours:
-        scheduler.act_on(sizes.platform, clock)
+        scheduler.act_on(sizes.platform, clock if sizes.measures else None)
     return scheduler
 
 

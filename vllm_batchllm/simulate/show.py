@@ -78,16 +78,17 @@ def table(report: SimulationReport, result: Simulation) -> Table:
     workload, engine = result.workload, result.engine
     made = Table(
         box=SIMPLE_HEAD,
-        pad_edge=False,
+        padding=0,
         title=f"{workload['name']}: {workload['num_requests']:,} requests, "
         f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens",
         caption=f"{engine['model']} on {engine['num_devices']} x {engine['device']}, "
         f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens",
     )
     cells = rows(report, result)
-    for at, title in enumerate(header(report)):  # titles and names may be broken, figures not
-        width = max((len(row[at]) for row in cells), default=0) if at else None
-        made.add_column(title, justify="right" if at else "left", min_width=width)
+    for at, title in enumerate(header(report)):  # broken between words, and figures nowhere
+        column = [row[at] for row in cells]
+        unbroken = [*title.split(), *(column if at else " ".join(column).split())]
+        made.add_column(title, justify="right" if at else "left", min_width=max(map(len, unbroken)))
     for row in cells:
         made.add_row(*row)
     return made

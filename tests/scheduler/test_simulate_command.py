@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-batchllm simulate` as a user meets it: what it prints and keeps, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from click.testing import Result
+from page_model import Reader
+from plan_model import write_lines
+from typer.testing import CliRunner
+
+from vllm_batchllm.simulate import command, suite
+from vllm_batchllm.simulate.arms import arm_names
+from vllm_batchllm.simulate.devices import DEVICES
+from vllm_batchllm.simulate.models import MODELS
+
+SMALL = ("micro-2000-200-d16", "--scale", "32", "--num-requests", "32", "--kv-blocks", "60")
+
+
+def run(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.callback()(lambda: None)  # with a callback, "simulate" is a subcommand as in the real CLI
+    app.command("simulate")(command.simulate)
+    result = CliRunner().invoke(app, ["simulate", *map(str, arguments)], env={"COLUMNS": "80"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
+    return result
+
+
+def refused(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "simulate.json").read_text())
+    return record
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The second arm is interrupted by the user; the arms that have begun."""
+    begun: list[str] = []
+    run_arm = suite.run_arm
+
+    def interrupt(batch: Any, arm: Any, *rest: Any) -> Any:
+        begun.append(arm.name)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return run_arm(batch, arm, *rest)
+
+    monkeypatch.setattr(suite, "run_arm", interrupt)
+    return begun
+
+
+def test_the_table_has_a_row_for_each_arm_and_one_for_the_bound() -> None:
+    result = run(*SMALL, "--price", "2.5")
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split()[0] for line in result.stdout.splitlines() if line.split()]
+    for name in ("stock", "sorted", "batchllm", "(lower"):
+        assert rows.count(name) == 1
+    assert "…" not in result.stdout, "nothing is cut at 80 columns"
+    assert "32 requests" in result.stdout and "60 KV blocks of 16 tokens" in result.stdout
+    assert "cost" in result.stdout and "Llama-3.1-8B on 1 x A100-80GB" in result.stdout
+
+
+def test_json_on_standard_output_is_the_record_and_nothing_else(tmp_path: Path) -> None:
+    result = run(*SMALL, "--json", "--out", tmp_path, "--shared-attention", "--price", "2")
+    record = json.loads(result.stdout)
+    assert record == record_of(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["simulate.json"]
+    (only,) = record["results"]
+    names = [one["arm"] for one in only["runs"]]
+    assert names == ["stock", "sorted", "batchllm", "batchllm + shared attention"]
+    for one in only["runs"]:
+        assert sum(one["parts"].values()) == pytest.approx(one["makespan_s"])
+        assert one["device_hours"] == pytest.approx(one["makespan_s"] / 3600)
+        assert one["cost"] == pytest.approx(2 * one["device_hours"])
+        assert 0 < len(one["step_tokens"]) == len(one["step_kv_blocks"]) <= suite.MOST_POINTS
+    assert only["runs"][1]["speed_over_sorted"] == 1
+    vllms = [one["makespan_s"] for one in only["runs"][:3]]
+    assert only["bound_s"] <= min(vllms)
+
+
+def test_a_record_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "simulate.json").write_text("old")
+    run(*SMALL, "-p", "sorted", "--out", tmp_path)
+    assert [one["arm"] for one in record_of(tmp_path)["results"][0]["runs"]] == ["sorted"]
+    assert [path.name for path in tmp_path.iterdir()] == ["simulate.json"]
+
+
+def test_every_source_has_its_own_result(tmp_path: Path) -> None:
+    names = ("micro-2000-200", *SMALL)  # an alias of the second one
+    run(*names, "-p", "sorted", "-p", "dfs", "--out", tmp_path)
+    assert [len(result["runs"]) for result in record_of(tmp_path)["results"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("--device", [*DEVICES, "cpu"]),
+        ("--model", [*MODELS, "a folder with a config.json"]),
+        ("--policy", arm_names()),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(option: str, known: list[str]) -> None:
+    text = refused(*SMALL, option, "nope")
+    assert f"error: unknown {option[2:]} 'nope'" in text
+    assert all(name in text for name in known)
+
+
+def test_an_unknown_workload_lists_the_known_ones() -> None:
+    assert "unknown workload 'tree-4'. Did you mean 'tree-3'?" in refused("tree-4")
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
+    text = refused("tree-3", "--model", "Llama-3.1-70B")
+    assert "does not fit 1 x A100-80GB: 90% of 80.0 GiB is 72.0 GiB" in text
+    assert "weights 131.4" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scale", "0"], "scale must be a number above 0"),
+        (["--option", "pace"], "KEY=VALUE"),
+        (["--option", "pace=-1"], "pace"),
+        (["--tensor-parallel", "3"], "cannot be divided among 3 devices"),
+        (["--weight-bits", "0"], "between 1 and 32 bits"),
+        (["--memory-utilization", "2"], "share of the memory"),
+        (["--block-size", "0"], "block_size must be at least 1"),
+        (["--lookahead", "0"], "max_waiting must be at least 1"),
+        (["--device", "cpu", "--shared-attention"], "cannot be simulated with measured costs"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_the_reason(arguments: list[str], words: str) -> None:
+    assert words in refused(*SMALL[:1], *arguments)
+
+
+def test_a_bad_line_of_a_trace_is_named(tmp_path: Path) -> None:
+    good = {"input_length": 512, "output_length": 1, "hash_ids": [0]}
+    path = write_lines(tmp_path / "trace.jsonl", [good, good, {**good, "hash_ids": [0, 1]}])
+    text = refused(path)
+    assert f'{path}, line 3: "input_length" 512 needs 1 "hash_ids"' in text
+
+
+def test_a_request_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    large = {"prompt": [1] * 2000, "max_tokens": 1}
+    path = write_lines(tmp_path / "large.jsonl", [large])
+    text = refused(*SMALL, path, "--out", tmp_path / "out")
+    assert "has 2001 tokens, which is 126 KV blocks of 16; there are 60" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_leaves_the_finished_rows(
+    tmp_path: Path, interrupted: list[str]
+) -> None:
+    result = run(*SMALL, "--out", tmp_path, "--report", tmp_path)
+    assert result.exit_code == 1
+    assert interrupted == ["stock", "sorted"]
+    assert f"interrupted; finished rows are in {tmp_path}" in result.stderr
+    assert "stock" in result.stdout and "batchllm" not in result.stdout
+    assert [one["arm"] for one in record_of(tmp_path)["results"][0]["runs"]] == ["stock"]
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "stock" in Reader(page, inside="th").texts
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
+    tmp_path: Path, interrupted: list[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    text = refused(*SMALL, "--report", file)
+    assert f"--report: cannot write a page into {file}: " in text
+    assert f"cannot write the record into {file}: " in refused(*SMALL, "--out", file)
+    assert interrupted == []
+
+
+def test_the_page_is_told_on_standard_error(tmp_path: Path) -> None:
+    result = run(*SMALL, "-p", "sorted", "-p", "batchllm", "--report", tmp_path)
+    assert f"page: {tmp_path / 'index.html'}" in result.stderr and "page:" not in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["simulate", "--help"]])
+def test_help_does_not_wait_for_vllm(arguments: list[str]) -> None:
+    code = (
+        "import sys; from vllm_batchllm.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print('LOADED', sorted({'vllm', 'torch'} & {name for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert "LOADED []" in done.stdout
