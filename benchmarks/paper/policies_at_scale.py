@@ -64,7 +64,7 @@ NUM_LONG = 5
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
-    num_requests: Annotated[int, typer.Option(help="Requests of each workload.")] = 1000,
+    num_requests: Annotated[int, typer.Option(help="Requests of each workload.")] = 800,
     keep: Annotated[bool, typer.Option(help="Keep rows of an earlier run.")] = False,
 ) -> None:
     """Simulate all rows and write the tables."""
