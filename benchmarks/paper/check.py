@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Three small rows, kept so that a test can simulate one of them again and compare.
 
-    python benchmarks/paper/check.py --out benchmarks/results/paper
+python benchmarks/paper/check.py --out benchmarks/results/paper
 """
 
 from __future__ import annotations
