@@ -58,6 +58,9 @@ WITH_ROOM = (
 )
 """Workloads on which orders and parts are compared: those where sorting leaves most to win, and
 the two main shapes."""
+AT_FULL_SIZE = ("skewed-output", "mixed")
+"""Simulated with the paper's 6,400 requests as well, since their ends weigh less there."""
+FULL_SIZE, FULL_COLUMNS = 6400, ("sorted", "longest-first", "batchllm")
 NUM_LONG = 5
 """`long-16000` has so many times fewer requests."""
 
@@ -87,6 +90,16 @@ def _rows(num_requests: int) -> Iterable[tuple[tuple[str, str, str], Row]]:
                     (platform.name, workload, column),
                     _row(platform, workload, column, count),
                 )
+        for workload in AT_FULL_SIZE:
+            for column in FULL_COLUMNS:
+                yield (
+                    (platform.name, _full(workload), column),
+                    _row(platform, workload, column, FULL_SIZE),
+                )
+
+
+def _full(workload: str) -> str:
+    return f"{workload}, {FULL_SIZE:,} requests"
 
 
 def _row(platform: Platform, workload: str, column: str, num_requests: int) -> Row:
@@ -120,6 +133,7 @@ def report(results: Results, num_requests: int) -> str:
         lines += [f"## {platform.name}\n", _main_table(results, platform.name)]
         lines += [f"### Orders, {platform.name}\n", _other_table(results, platform.name, TRIED)]
         lines += [f"### Parts, {platform.name}\n", _other_table(results, platform.name, PARTS)]
+        lines += [f"### At full size, {platform.name}\n", _full_table(results, platform.name)]
     return "\n".join(lines)
 
 
@@ -178,6 +192,18 @@ def _other_table(results: Results, platform: str, names: Iterable[str]) -> str:
         for workload in WITH_ROOM
     ]
     return table(["workload", *columns, "bound"], rows)
+
+
+def _full_table(results: Results, platform: str) -> str:
+    rows = [
+        [
+            _full(workload),
+            *(_cell(results, (platform, _full(workload), column)) for column in FULL_COLUMNS),
+            f"{bound_over_sorted(results, platform, _full(workload)):.3f}",
+        ]
+        for workload in AT_FULL_SIZE
+    ]
+    return table(["workload", *FULL_COLUMNS, "bound"], rows)
 
 
 def _cell(results: Results, key: tuple[str, str, str]) -> str:
