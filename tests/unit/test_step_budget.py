@@ -13,7 +13,8 @@ LONG = Outstanding(num_requests=400, num_prompt_tokens=400 * 2200, num_output_to
 
 
 def tokens(outstanding: Outstanding = LONG, **figures: int) -> int:
-    defaults = {"most": 16384, "ridge": 256, "capacity_tokens": 99_000, "max_num_seqs": 1024}
+    defaults = {"num_running": 0, "most": 16384, "ridge": 256}
+    defaults |= {"capacity_tokens": 99_000, "max_num_seqs": 1024}
     return step_tokens(outstanding, **(defaults | figures))
 
 
@@ -26,6 +27,13 @@ def test_a_step_has_the_tokens_of_the_steady_state() -> None:
 def test_where_many_run_steps_stay_as_they_are() -> None:
     assert tokens(capacity_tokens=10**6) == 16384
     assert tokens(capacity_tokens=10**6, max_num_seqs=40) == 40 * 23, "they may not run"
+
+
+def test_where_all_fit_steps_stay_as_they_are() -> None:
+    few = Outstanding(num_requests=40, num_prompt_tokens=40 * 2200, num_output_tokens=40 * 100)
+    assert tokens(few) == 16384
+    assert tokens(few, num_running=4) == 16384
+    assert tokens(few, num_running=5) == 44 * 23
 
 
 def test_devices_without_a_ridge_and_unknown_work_keep_the_engine_s_steps() -> None:

@@ -163,7 +163,7 @@ class PrefixGroupMixin(Scheduler):
         if self.step_budget.spreads:
             self.max_num_scheduled_tokens = self.step_budget.tokens(
                 self.waiting.outstanding(),
-                anything_running=bool(self.running),
+                num_running=len(self.running),
                 output_is_guessed=admission.guesses_lengths,
                 mean_output=admission.mean_output,
             )

@@ -33,11 +33,18 @@ class Outstanding:
 
 
 def step_tokens(
-    outstanding: Outstanding, *, most: int, ridge: int, capacity_tokens: int, max_num_seqs: int
+    outstanding: Outstanding,
+    *,
+    num_running: int,
+    most: int,
+    ridge: int,
+    capacity_tokens: int,
+    max_num_seqs: int,
 ) -> int:
     """Tokens of a step: ``most``, or fewer where that evens out the steps to come.
 
     Args:
+        num_running: requests that run now; if those who wait fit beside them, nothing is spread.
         most: as the engine was configured.
         ridge: tokens a step up to which they are free; 0 never spreads.
         capacity_tokens: of KV.
@@ -48,11 +55,11 @@ def step_tokens(
         return most
     # A request holds its own prompt tokens and, on average over its life, half of its output.
     held = (waiting.num_prompt_tokens + waiting.num_output_tokens / 2) / waiting.num_requests
-    num_running = min(capacity_tokens / held, max_num_seqs)
-    if num_running >= ridge:
+    most_running = min(capacity_tokens / held, max_num_seqs)
+    if most_running >= min(ridge, waiting.num_requests + num_running):
         return most
     per_output = 1 + waiting.num_prompt_tokens / waiting.num_output_tokens
-    return min(most, max(MIN_STEP_TOKENS, int(num_running * per_output)))
+    return min(most, max(MIN_STEP_TOKENS, int(most_running * per_output)))
 
 
 class StepBudget:
@@ -75,7 +82,7 @@ class StepBudget:
         self,
         outstanding: Outstanding,
         *,
-        anything_running: bool,
+        num_running: int,
         output_is_guessed: bool,
         mean_output: float | None,
     ) -> int:
@@ -85,7 +92,7 @@ class StepBudget:
         takes its place, tokens of the requests that have ended, and without it nothing changes.
         """
         if outstanding.num_requests == 0:  # the last ones are as those before
-            self._last = self._last if anything_running else self._most
+            self._last = self._last if num_running else self._most
         elif output_is_guessed and mean_output is None:
             self._last = self._most
         else:
@@ -94,6 +101,7 @@ class StepBudget:
                 outstanding = replace(outstanding, num_output_tokens=expected)
             self._last = step_tokens(
                 outstanding,
+                num_running=num_running,
                 most=self._most,
                 ridge=self._ridge,
                 capacity_tokens=self._capacity_tokens,
