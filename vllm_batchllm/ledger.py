@@ -50,8 +50,10 @@ ENTRIES: tuple[Touched, ...] = (
     Touched(
         f"{SCHEDULER}.schedule",
         why="count steps, tokens and admissions",
-        how="overridden; calls super and reads the output",
-        until="SchedulerStats carries these counters to LLM",
+        how="overridden; calls super and reads the output; where prefills are spread, "
+        "`max_num_scheduled_tokens`, which it reads in every step, is set before, from "
+        "`num_spec_tokens` among others (tests/scheduler/test_spread_prefills.py)",
+        until="SchedulerStats carries these counters to LLM, and steps have a token budget hook",
         parameters=("throttle_prefills",),
     ),
     Touched(

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.schedule.step_budget import MIN_STEP_TOKENS, Outstanding, step_tokens
+from vllm_batchllm.schedule.step_budget import MIN_STEP_TOKENS, Outstanding, StepBudget, step_tokens
 
 LONG = Outstanding(num_requests=400, num_prompt_tokens=400 * 2200, num_output_tokens=400 * 100)
 
@@ -50,3 +52,39 @@ def test_small_steps_are_not_made_smaller(most: int) -> None:
 def test_between_the_least_and_the_most(requests: int, prompt: int, output: int, most: int) -> None:
     found = tokens(Outstanding(requests, prompt, output if requests else 0), most=most)
     assert min(most, MIN_STEP_TOKENS) <= found <= most
+
+
+def budget(**figures: int) -> StepBudget:
+    defaults = {"most": 16384, "ridge": 256, "capacity_tokens": 99_000, "max_num_seqs": 1024}
+    return StepBudget(**(defaults | figures))
+
+
+NOTHING = Outstanding(0, 0, 0)
+
+
+def next_tokens(of: StepBudget, outstanding: Outstanding, num_running: int, **guess: Any) -> int:
+    guess = {"output_is_guessed": False, "mean_output": None} | guess
+    return of.tokens(outstanding, num_running=num_running, **guess)
+
+
+def test_the_last_requests_are_spread_as_those_before_them_and_then_it_is_over() -> None:
+    spreading = budget()
+    assert next_tokens(spreading, LONG, 44) == 44 * 23
+    assert next_tokens(spreading, NOTHING, 44) == 44 * 23
+    assert next_tokens(spreading, NOTHING, 0) == 16384
+
+
+def test_running_requests_are_never_starved_drafts_included() -> None:
+    assert next_tokens(budget(), LONG, 256) == 16384
+    assert next_tokens(budget(tokens_per_decode=6), LONG, 43) == 16384
+    assert next_tokens(budget(tokens_per_decode=6), LONG, 42) == 44 * 23
+    spreading = budget(tokens_per_decode=6)
+    next_tokens(spreading, LONG, 1)
+    assert next_tokens(spreading, NOTHING, 43) == 16384
+
+
+def test_guesses_are_replaced_by_the_mean_of_those_that_have_ended() -> None:
+    unknown = Outstanding(LONG.num_requests, LONG.num_prompt_tokens, 400 * 4096)
+    assert next_tokens(budget(), unknown, 9, output_is_guessed=True) == 16384
+    found = next_tokens(budget(), unknown, 9, output_is_guessed=True, mean_output=100.0)
+    assert found == 44 * 23

@@ -177,6 +177,7 @@ class PrefixGroupMixin(Scheduler):
             ridge=PLATFORM_RIDGE[platform] if spreads else 0,
             capacity_tokens=self.batchllm_counters.kv_blocks * self.block_size,
             max_num_seqs=self.max_num_running_reqs,
+            tokens_per_decode=1 + self.num_spec_tokens,
         )
 
     def act_on(self, platform: str, clock: Callable[[], float] | None = None) -> None:

@@ -65,11 +65,20 @@ def step_tokens(
 class StepBudget:
     """The tokens of one step after the other, for an engine of the given sizes.
 
-    Args: as for :func:`step_tokens`.
+    Args: as for :func:`step_tokens`; tokens_per_decode: of one running request, drafts included.
     """
 
-    def __init__(self, *, most: int, ridge: int, capacity_tokens: int, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        *,
+        most: int,
+        ridge: int,
+        capacity_tokens: int,
+        max_num_seqs: int,
+        tokens_per_decode: int = 1,
+    ) -> None:
         self._most, self._ridge = most, ridge
+        self._tokens_per_decode = tokens_per_decode
         self._capacity_tokens, self._max_num_seqs = capacity_tokens, max_num_seqs
         self._last = most
 
@@ -91,7 +100,9 @@ class StepBudget:
         output_is_guessed: what is expected of those who wait is a guess; then ``mean_output``
         takes its place, tokens of the requests that have ended, and without it nothing changes.
         """
-        if outstanding.num_requests == 0:  # the last ones are as those before
+        if num_running * self._tokens_per_decode >= self._ridge:  # decodes alone fill the device
+            self._last = self._most
+        elif outstanding.num_requests == 0:  # the last ones are as those before
             self._last = self._last if num_running else self._most
         elif output_is_guessed and mean_output is None:
             self._last = self._most
