@@ -26,7 +26,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+if __name__ == "__main__":  # whoever imports this keeps the log as it is
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import psutil
 from hashed_requests import (

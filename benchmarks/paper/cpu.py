@@ -17,7 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+if __name__ == "__main__":  # whoever imports this keeps the log as it is
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import typer
 from sim_rows import table

@@ -48,7 +48,6 @@ def run_row(row: Row) -> dict[str, Any]:
     `work` is what the cost model makes seconds of: those of matrices and attention at an
     efficiency of 1, steps, and requests scheduled.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm_batchllm.simulate.arms import find_arm
     from vllm_batchllm.simulate.setup import SetupOptions, make_setup
     from vllm_batchllm.simulate.suite import simulate
@@ -98,7 +97,7 @@ def run_rows(rows: Sequence[Row], path: Path, *, keep: bool = False) -> list[dic
     """
     done = _read(path) if keep else {}
     todo = [row for row in rows if _key(asdict(row)) not in done]
-    with ProcessPoolExecutor(max_workers=usable_cores()) as pool:
+    with ProcessPoolExecutor(max_workers=usable_cores(), initializer=_quieten) as pool:
         futures = {pool.submit(run_row, row): row for row in todo}
         with tqdm(total=len(todo), desc=path.stem, unit="row", file=sys.stderr) as bar:
             for future in as_completed(futures):
@@ -107,6 +106,11 @@ def run_rows(rows: Sequence[Row], path: Path, *, keep: bool = False) -> list[dic
                 bar.update()
                 _write(path, [done[key] for row in rows if (key := _key(asdict(row))) in done])
     return [done[_key(asdict(row))] for row in rows]
+
+
+def _quieten() -> None:
+    """In a worker, so that whoever imports this keeps the log as it is."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
 def _key(row: dict[str, Any]) -> str:
