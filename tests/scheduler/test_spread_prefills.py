@@ -21,7 +21,9 @@ NUM_REQUESTS, PROMPT, OUTPUT = 60, 1600, 40
 PROMPTS = [[1 + number, *[5] * (PROMPT - 1)] for number in range(NUM_REQUESTS)]
 
 
-def make(scheduler_cls: Any, model: str, *, is_async: bool = False, **options: Any) -> Any:
+def make(
+    scheduler_cls: Any, model: str, *, is_async: bool = False, policy: str = "fcfs", **options: Any
+) -> Any:
     is_ours = scheduler_cls is not Scheduler
     scheduler = make_scheduler(
         scheduler_cls,
@@ -31,6 +33,7 @@ def make(scheduler_cls: Any, model: str, *, is_async: bool = False, **options: A
             max_num_seqs=64,
             max_num_batched_tokens=8192,
             async_scheduling=is_async,
+            policy=policy,
             options=options if is_ours else None,
         ),
     )
@@ -83,6 +86,13 @@ def test_the_option_leaves_steps_alone(llama: str) -> None:
 @pytest.mark.parametrize("options", [{"admission": "stock"}, {"order": "paper"}])
 def test_only_our_admission_spreads(llama: str, options: dict[str, Any]) -> None:
     assert not make(BatchLLMScheduler, llama, **options).step_budget.spreads
+
+
+def test_by_priority_nothing_is_spread_as_every_step_would_add_up_all_priorities(
+    llama: str,
+) -> None:
+    assert make(BatchLLMScheduler, llama).step_budget.spreads
+    assert not make(BatchLLMScheduler, llama, policy="priority").step_budget.spreads
 
 
 def test_on_the_cpu_nothing_is_spread(llama: str) -> None:

@@ -35,8 +35,9 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineSizes:
-    """A fake engine, whatever the arm; None for our larger default of `max_num_seqs`.
+    """A fake engine, whatever the arm.
 
+    batchllm_max_num_seqs: requests at once with our scheduler, where its default is larger.
     num_blocks: KV blocks that requests can hold. max_waiting: requests that wait at most at any
     time; None queues the batch before the first step. platform: whose costs our scheduler begins
     with, before it has measured. measures: or keeps to, where False.
