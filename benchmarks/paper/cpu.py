@@ -116,8 +116,9 @@ def _report(found: list[dict[str, Any]], calibration: Calibration) -> str:
         "# Simulated and measured on the machine at hand\n\n"
         f"Costs of {calibration.model}, fitted on {calibration.num_steps} steps: "
         f"{costs.step_s * 1e3:.2f} ms a step, {costs.prefill_s * 1e6:.1f} µs a prompt token, "
-        f"{costs.decode_s * 1e6:.0f} µs an output token, {costs.kv_s * 1e9:.2f} ns a token of KV "
-        "read. Ratios of makespans: measured as the median of rounds (least–most).\n\n"
+        f"{costs.decode_s * 1e6:.0f} µs an output token, {costs.kv_s * 1e9:.1f} ns a token of KV "
+        f"read, {costs.held_s * 1e9:.1f} ns more if from memory, {costs.pair_s * 1e9:.2f} ns a pair "
+        "of prompt attention. Ratios of makespans: measured as the median of rounds (least–most).\n\n"
         + table(header, rows)
     )
 

@@ -160,7 +160,7 @@ class FuzzEngine:
         pool.check_integrity()
         self._check_needed(pool)
         if scheduler.admission is not None:
-            known, right = set(scheduler.admission._running), self._admitted()
+            known, right = scheduler.admission.running.ids, self._admitted()
             wrong = {name: scheduler.requests.get(name) for name in known ^ right}
             details = {n: r and (r.status.name, r.num_computed_tokens) for n, r in wrong.items()}
             assert not wrong, f"admission is wrong about {details}"
@@ -214,8 +214,8 @@ class FuzzEngine:
         if admission is not None:
             assert not admission.num_running and not len(admission._footprint)
             assert admission._footprint.held == admission._footprint.tokens == 0
-            assert not admission._num_guessed and not admission._footprint._runs.num_blocks
-            assert admission.lengths.num_seen <= len(self.books.accounts) * 4
+            assert not admission.running.num_guessed and not admission._footprint._runs.num_blocks
+            assert admission.expectations.lengths.num_seen <= len(self.books.accounts) * 4
 
 
 def set_clock(scheduler: Any, clock: Callable[[], float]) -> None:

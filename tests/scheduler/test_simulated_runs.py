@@ -15,16 +15,16 @@ from vllm_batchllm.bench.batch import Batch
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.workloads import make_workload
 from vllm_batchllm.prefix.optimum import optimal_saved_tokens
-from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS
 from vllm_batchllm.simulate import bound, run
 from vllm_batchllm.simulate.arms import arm_names, find_arm
-from vllm_batchllm.simulate.cost_model import Constants, Measured, Roofline, StepTime
+from vllm_batchllm.simulate.cost_model import Constants, Measured, MeasuredCosts, Roofline, StepTime
 from vllm_batchllm.simulate.devices import DEVICES
 from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.ring import RingSpec, build_scheduler, make_requests, sample
 from vllm_batchllm.simulate.run import EngineSizes, SimulatedRun, run_arm
 from vllm_batchllm.simulate.work import WorkMeter
 
+ON_CPU = MeasuredCosts(5e-3, 4e-5, 6e-5, kv_s=9e-8, held_s=3.5e-7, pair_s=1e-8)
 COSTS = Roofline(
     DEVICES["A100-80GB"], MODELS["Llama-3.1-8B"], Constants(0.6, step_s=1e-3, request_s=1e-4)
 )
@@ -166,7 +166,7 @@ def engines(draw: st.DrawFn) -> tuple[EngineSizes, Any]:
         platform=draw(st.sampled_from(["cpu", "cuda"])),
     )
     costs = draw(st.sampled_from(
-        [COSTS, Measured(PLATFORM_COSTS["cpu"]), replace(COSTS, shares_attention=True)]
+        [COSTS, Measured(ON_CPU), replace(COSTS, shares_attention=True)]
     ))  # fmt: skip
     return sizes, costs
 

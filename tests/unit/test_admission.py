@@ -53,7 +53,7 @@ class Runner:
         admission.step(
             lambda: tokens,
             num_waiting=len(waiting),
-            num_free_blocks=admission.num_blocks - num_held,
+            num_free_blocks=admission.running.num_blocks - num_held,
         )
         while waiting and admission.may_admit(waiting[0], anything_running=bool(self.running)):
             candidate = waiting.pop(0)
@@ -244,7 +244,7 @@ def test_what_was_aborted_teaches_nothing_and_unknown_ids_are_ignored() -> None:
     admission.finished("a", 3, learn=False)
     admission.finished("nobody", 3)
     admission.preempted("nobody")
-    assert admission.lengths.num_seen == 0 == admission.counters.num_lengths
+    assert admission.expectations.lengths.num_seen == 0 == admission.counters.num_lengths
     assert admission.num_running == 0
 
 
@@ -268,7 +268,7 @@ def test_several_kv_groups_are_read_off_the_pool() -> None:
         admission.step(lambda: {"a": 8}, num_waiting=1, num_free_blocks=36)
         admission.may_admit(request("next"))
         admission.finished("a", 1, learn=False)
-    assert admission._capacity == pytest.approx(20, abs=1)
+    assert admission.running.capacity == pytest.approx(20, abs=1)
 
 
 def test_costs_decide_where_nothing_is_set_and_the_reason_says_so() -> None:
@@ -306,10 +306,12 @@ def test_an_empty_memory_is_refused() -> None:
 def test_orders_ask_for_the_expected_output() -> None:
     admission = make(4000)
     unknown = request("u", 8, 2000, length_known=False)
-    assert admission.expected_output(unknown) == 2000, "nothing is known yet"
-    assert admission.expected_output(request("k", 8, 30)) == 30
-    assert admission.expected_output(request("h", 8, 2000, length_known=False, hint=9)) == 9
+    assert admission.expectations.median_output(unknown) == 2000, "nothing is known yet"
+    assert admission.expectations.median_output(request("k", 8, 30)) == 30
+    assert (
+        admission.expectations.median_output(request("h", 8, 2000, length_known=False, hint=9)) == 9
+    )
     Runner(admission, {str(n): 20 for n in range(60)}).run(
         [request(str(n), 8, 2000, length_known=False) for n in range(60)]
     )
-    assert admission.expected_output(unknown) == 20
+    assert admission.expectations.median_output(unknown) == 20

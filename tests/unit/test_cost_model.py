@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.schedule.cost_rule import Costs
 from vllm_batchllm.simulate.cost_model import (
     PUBLISHED,
     Constants,
     Measured,
+    MeasuredCosts,
     Roofline,
     StepTime,
     StepWork,
@@ -40,7 +40,7 @@ models = st.builds(
     st.sampled_from([1, 2, 4]),
     st.booleans(),
 )
-measured = st.builds(Measured, st.builds(Costs, *[st.floats(0, 1)] * 4))
+measured = st.builds(Measured, st.builds(MeasuredCosts, *[st.floats(0, 1)] * 6))
 
 
 def test_few_tokens_cost_the_reading_of_the_weights() -> None:
@@ -136,12 +136,19 @@ def test_only_several_devices_communicate(costs: Roofline, work: StepWork) -> No
 
 
 def test_measured_costs_are_linear() -> None:
-    costs = Measured(Costs(step_s=1, prefill_s=0.5, decode_s=0.25, kv_s=0.125))
-    spent = costs.time_of(StepWork(10, 4, 3, 99, 99, 8, 99))
+    costs = Measured(MeasuredCosts(1, 0.5, 0.25, kv_s=0.125, held_s=2, pair_s=0.0625))
+    spent = costs.time_of(StepWork(10, 4, 3, 32, 99, 8, 5))
     assert (spent.step_s, spent.linear_s, spent.requests_s) == (1, 7 * 0.5, 3 * 0.25)
-    assert spent.decode_attention_s == 8 * 0.125
-    assert spent.total_s == 1 + 3.5 + 0.75 + 1
+    assert spent.decode_attention_s == 8 * 0.125 + 5 * 2
+    assert spent.prefill_attention_s == 2
+    assert spent.total_s == 1 + 3.5 + 0.75 + 11 + 2
     assert costs.time_of(StepWork(2, 4, 3)).linear_s == 0
+
+
+def test_decodes_read_no_more_than_they_attend_to() -> None:
+    costs = Measured(MeasuredCosts(0, 0, held_s=1))
+    assert costs.time_of(StepWork(1, 1, 1, decode_kv_tokens=3, held_kv_tokens=9)).total_s == 3
+    assert costs.time_of(StepWork(9, 1, 1, 45, 9, held_kv_tokens=9)).total_s == 0
 
 
 @pytest.mark.parametrize("efficiency", [0.0, -0.1, 1.1, float("nan")])

@@ -214,7 +214,7 @@ class PrefixGroupMixin(Scheduler):
         """Tokens of output that ``request`` is expected to have, for orders that ask."""
         if self.admission is None:
             return int(request.max_tokens)
-        return self.admission.expected_output(candidate_of(request, self.max_model_len))
+        return self.admission.expectations.median_output(candidate_of(request, self.max_model_len))
 
     def _check_async_mode(self, vllm_config: VllmConfig) -> None:
         wanted = bool(vllm_config.scheduler_config.async_scheduling)

@@ -34,6 +34,7 @@ def calibrate(
     print(
         f"a step {costs.step_s * 1e3:.2f} ms, a prompt token {costs.prefill_s * 1e6:.1f} µs, "
         f"an output token {costs.decode_s * 1e6:.0f} µs, "
-        f"1,000 tokens of KV read {costs.kv_s * 1e6:.2f} ms: {made.num_steps} steps of "
-        f"{made.model}; kept in {path}"
+        f"1,000 tokens of KV read {costs.kv_s * 1e6:.2f} ms, or from memory "
+        f"{(costs.kv_s + costs.held_s) * 1e6:.2f} ms, 1,000,000 pairs of prompt attention "
+        f"{costs.pair_s * 1e9:.1f} ms: {made.num_steps} steps of {made.model}; kept in {path}"
     )

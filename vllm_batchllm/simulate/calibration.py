@@ -7,16 +7,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS, Costs, solve_nonnegative
-from vllm_batchllm.simulate.cost_model import StepWork
-from vllm_batchllm.simulate.work import WorkMeter
+from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS, solve_nonnegative
+from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, StepWork
+from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens
 
 CALIBRATION_FILE = "VLLM_BATCHLLM_CALIBRATION"
 """Environment variable: another place for the file."""
@@ -27,7 +27,7 @@ _DEFAULT_FILE = Path("~/.cache/vllm-batchllm/calibration.json")
 class Calibration:
     """Linear costs of a step, and where they are from."""
 
-    costs: Costs
+    costs: MeasuredCosts
     model: str
     environment: Mapping[str, str]
     num_steps: int = 0
@@ -48,10 +48,14 @@ class Calibration:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             return cls(
-                Costs(**data["costs"]), data["model"], data["environment"], data["num_steps"]
+                MeasuredCosts(**data["costs"]),
+                data["model"],
+                data["environment"],
+                data["num_steps"],
             )
         except FileNotFoundError:
-            return cls(PLATFORM_COSTS["cpu"], "random-llama (reference run)", {})
+            reference = MeasuredCosts(**asdict(PLATFORM_COSTS["cpu"]))
+            return cls(reference, "random-llama (reference run)", {})
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise BenchError(
                 f"the calibration {path} cannot be read ({error}); delete it, or calibrate again"
@@ -97,7 +101,8 @@ class StepTimer:
             requests = self._scheduler.requests
             names = output.num_scheduled_tokens
             num_sampled = sum(not requests[name].is_prefill_chunk for name in names)
-            self._last = self._meter.work_of(output, num_sampled, 0), began_s
+            held = held_kv_tokens(self._scheduler)
+            self._last = self._meter.work_of(output, num_sampled, held), began_s
         return output
 
     def _close(self, now_s: float) -> None:
@@ -107,27 +112,26 @@ class StepTimer:
             self._last = None
 
 
-def fit(rows: list[tuple[StepWork, float]]) -> Costs:
+def fit(rows: list[tuple[StepWork, float]]) -> MeasuredCosts:
     """Least squares of the relative error, no cost below zero.
 
     Raises:
         BenchError: fewer steps than costs.
     """
-    if len(rows) < 4:
-        raise BenchError(f"{len(rows)} steps are too few to tell four costs from")
-    work = np.array(
-        [
-            [1, max(w.num_tokens - w.num_sampled, 0), w.num_sampled, w.decode_kv_tokens]
-            for w, _ in rows
-        ],
-        dtype=float,
-    )
+    names = [field.name for field in fields(MeasuredCosts)]
+    if len(rows) < len(names):
+        raise BenchError(f"{len(rows)} steps are too few to tell {len(names)} costs from")
+    unit = {
+        name: Measured(MeasuredCosts(**(dict.fromkeys(names, 0.0) | {name: 1.0}))) for name in names
+    }
+    work = np.array([[unit[name].time_of(w).total_s for name in names] for w, _ in rows])
     weighted = work / np.array([[spent] for _, spent in rows])
     scale = np.maximum(np.abs(weighted).max(axis=0), 1e-30)
     weighted /= scale
     present = weighted.any(axis=0)
     normal = weighted.T @ weighted + np.diag(~present * 1.0)
-    return Costs(*map(float, solve_nonnegative(normal, weighted.sum(axis=0)) / scale))
+    found = solve_nonnegative(normal, weighted.sum(axis=0)) / scale
+    return MeasuredCosts(**dict(zip(names, map(float, found), strict=True)))
 
 
 def calibrate(model: str | None = None, on_batch: Callable[[str], None] = print) -> Calibration:
@@ -160,15 +164,19 @@ def calibrate(model: str | None = None, on_batch: Callable[[str], None] = print)
         "stock",
     )
     rows: list[tuple[StepWork, float]] = []
-    for is_counted, batch in [(False, batches[0]), *((True, batch) for batch in batches)]:
-        on_batch(batch.name if is_counted else "warming up")
-        llm.reset_prefix_cache()
-        prompts = [{"prompt_token_ids": prompt} for prompt in batch.prompts]
-        with StepTimer(scheduler_of(llm)) as timer:
-            llm.generate(prompts, sampling_params(batch), use_tqdm=False)
-        rows += timer.rows if is_counted else []
+    for number in range(_ROUNDS + 1):  # the first one only warms up
+        for batch in batches if number else batches[:1]:
+            on_batch(f"{batch.name}, round {number} of {_ROUNDS}" if number else "warming up")
+            llm.reset_prefix_cache()
+            prompts = [{"prompt_token_ids": prompt} for prompt in batch.prompts]
+            with StepTimer(scheduler_of(llm)) as timer:
+                llm.generate(prompts, sampling_params(batch), use_tqdm=False)
+            rows += timer.rows if number else []
     return Calibration(fit(rows), Path(folder).name, describe_environment(), len(rows))
 
+
+_ROUNDS = 2
+"""How often each batch is run: the speed of a shared machine changes within seconds."""
 
 _BATCHES = {"no-sharing": 96, "decode-heavy": 128, "micro-2000-200-d16": 256, "industry": 192}
 """Small parts of workloads that between them fill steps in every way."""

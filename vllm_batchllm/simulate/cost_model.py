@@ -37,6 +37,11 @@ class StepWork:
     decode_kv_tokens: int = 0
     held_kv_tokens: int = 0
 
+    @property
+    def decode_kv_distinct(self) -> int:
+        """Distinct tokens of KV that decodes read, at most: no more than are held."""
+        return min(self.decode_kv_tokens, self.held_kv_tokens)
+
 
 @dataclass(slots=True)
 class StepTime:
@@ -123,7 +128,7 @@ class Roofline:
         kv_bytes = model.kv_bytes_per_device(self.tensor_parallel) * self.tensor_parallel
         decode_kv = work.decode_kv_tokens
         if self.shares_attention:
-            decode_kv = min(decode_kv, work.held_kv_tokens)
+            decode_kv = work.decode_kv_distinct
         return StepTime(
             linear_s=self._longer(2.0 * model.layer_weights * work.num_tokens, model.layer_bytes),
             head_s=self._longer(
@@ -155,17 +160,34 @@ class Roofline:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredCosts(Costs):
+    """What a step costs on a real engine, seconds.
+
+    kv_s: here per token of KV that a decode attends to, shared or not: computing. held_s: per
+    distinct token of KV that decodes read: what several requests share comes from memory once
+    and then from a cache of the processor. pair_s: per (query, key) pair of a prefill.
+    """
+
+    held_s: float = 0.0
+    pair_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Linear costs, as found on a real engine."""
 
-    costs: Costs
+    costs: MeasuredCosts
 
     def time_of(self, work: StepWork) -> StepTime:
         """The parts of a step that does `work`."""
         num_prefill = max(work.num_tokens - work.num_sampled, 0)
         return StepTime(
             linear_s=num_prefill * self.costs.prefill_s,
-            decode_attention_s=work.decode_kv_tokens * self.costs.kv_s,
+            prefill_attention_s=work.prefill_pairs * self.costs.pair_s,
+            decode_attention_s=(
+                work.decode_kv_tokens * self.costs.kv_s
+                + work.decode_kv_distinct * self.costs.held_s
+            ),
             step_s=self.costs.step_s,
             requests_s=work.num_sampled * self.costs.decode_s,
         )

@@ -20,7 +20,7 @@ from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime
 from vllm_batchllm.simulate.ring import RingSpec, build_scheduler, make_requests, sample
 from vllm_batchllm.simulate.sglang import DfsWeightScheduler, LongestPrefixScheduler
-from vllm_batchllm.simulate.work import WorkMeter
+from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens
 
 SCHEDULERS = {
     "stock": Scheduler,
@@ -155,7 +155,6 @@ def _serve(
     on_progress: OnProgress | None,
 ) -> None:
     meter = WorkMeter()
-    pool = scheduler.kv_cache_manager.block_pool
     limit = sizes.max_waiting
     while requests or scheduler.has_unfinished_requests():
         while requests and (limit is None or len(scheduler.waiting) < limit):
@@ -163,9 +162,9 @@ def _serve(
         output = scheduler.schedule()
         made = sample(scheduler, output, ends)
         if output.total_num_scheduled_tokens:
-            held = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
+            held = held_kv_tokens(scheduler)
             num_sampled = sum(map(bool, made.sampled_token_ids))
-            spent = costs.time_of(meter.work_of(output, num_sampled, held * sizes.block_size))
+            spent = costs.time_of(meter.work_of(output, num_sampled, held))
             total.add(spent)
             clock.now_s += spent.total_s
         scheduler.update_from_output(output, made)

@@ -8,6 +8,12 @@ from typing import Any
 from vllm_batchllm.simulate.cost_model import StepWork
 
 
+def held_kv_tokens(scheduler: Any) -> int:
+    """Tokens in the KV blocks that requests of a scheduler hold; shared ones count once."""
+    pool = scheduler.kv_cache_manager.block_pool
+    return int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()) * int(scheduler.block_size)
+
+
 class WorkMeter:
     """Follows how far each request has come, from the outputs of `schedule()` alone."""
 

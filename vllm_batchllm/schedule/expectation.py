@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is expected of a request that may start: how long it will run, and what it will hold."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from vllm_batchllm.schedule.candidate import Candidate
+from vllm_batchllm.schedule.footprint import Newcomer
+from vllm_batchllm.schedule.lengths import Bounds, LengthEstimator
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Of one candidate.
+
+    groups: those its length is learnt in; empty where the length is known. predicted: tokens of
+    its whole output. newcomer: it, as the footprint sees it.
+    """
+
+    candidate: Candidate
+    groups: tuple[Hashable, ...]
+    predicted: int
+    newcomer: Newcomer
+
+
+class Expectations:
+    """Lengths of outputs: known ones as they are, others as learnt from the requests that ended.
+
+    The last candidate is remembered, because who is asked about mostly starts next.
+
+    Args:
+        quantile: of the lengths learnt, from 0 to 1, that a prediction takes.
+        lag: steps that are put together before the output of one is known.
+    """
+
+    def __init__(self, quantile: float, lag: int) -> None:
+        self.lengths = LengthEstimator()
+        self._quantile, self._lag = quantile, lag
+        self._last: Expected | None = None
+
+    def of(self, candidate: Candidate) -> Expected:
+        """What ``candidate`` will be; worked out once for the question and the start."""
+        expected = self._last
+        if expected is None or expected.candidate is not candidate:
+            groups = () if candidate.length_known else candidate.groups()
+            predicted = self._predict(candidate, groups, candidate.num_generated)
+            remaining = self._steps(predicted, candidate.num_generated)
+            newcomer = Newcomer(candidate.hashes, candidate.num_tokens, remaining)
+            expected = self._last = Expected(candidate, groups, predicted, newcomer)
+        return expected
+
+    def forget(self) -> None:
+        """Lengths may have been learnt: the last candidate is looked at anew."""
+        self._last = None
+
+    def remaining(
+        self, candidate: Candidate, groups: tuple[Hashable, ...], num_generated: int
+    ) -> int:
+        """Steps that ``candidate``, with ``num_generated`` tokens, will still hold its blocks."""
+        return self._steps(self._predict(candidate, groups, num_generated), num_generated)
+
+    def median_output(self, candidate: Candidate) -> int:
+        """Median output of ``candidate``, tokens, as far as is known; ``max_tokens`` at first."""
+        if candidate.length_known or (candidate.hint is None and not self.lengths.num_seen):
+            return candidate.max_tokens
+        bounds = Bounds(candidate.max_tokens, candidate.num_generated, candidate.hint)
+        return self.lengths.predict(candidate.groups(), 0.5, bounds)
+
+    def _predict(
+        self, candidate: Candidate, groups: tuple[Hashable, ...], num_generated: int
+    ) -> int:
+        if candidate.length_known:
+            return candidate.max_tokens
+        bounds = Bounds(candidate.max_tokens, num_generated, candidate.hint)
+        return self.lengths.predict(groups, self._quantile, bounds)
+
+    def _steps(self, predicted: int, num_generated: int) -> int:
+        """Steps behind the first one until the blocks come back."""
+        return max(predicted - num_generated - 1, 0) + self._lag
