@@ -13,6 +13,7 @@ ABUSE_ARGS ?=
 SOAK_ARGS ?=
 # --keep goes on with what an interrupted run has finished.
 PAPER_ARGS ?=
+MEASURED_ROUNDS ?= 3
 # Workloads on which the simulator is held against this machine.
 MEASURED ?= micro-2000-200-d16 industry tree-3 decode-heavy mixed
 # Steps of `make fuzz`, and where its random numbers start; a run tells its seed, to be replayed.
@@ -20,7 +21,7 @@ FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast fuzz conformance lint format bench abuse soak paper clean
+.PHONY: help setup model demo test test-fast fuzz conformance lint format bench abuse soak paper paper-full clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -77,9 +78,12 @@ paper: setup ## tables of docs/policies.md and docs/benchmarks.md anew: simulate
 	$(PY) benchmarks/paper/validate.py --out $(PAPER) $(PAPER_ARGS)
 	$(PY) benchmarks/paper/policies_at_scale.py --out $(PAPER) $(PAPER_ARGS)
 	.venv/bin/vllm-batchllm calibrate
-	.venv/bin/vllm-batchllm bench $(MEASURED) --rounds 3 --out $(PAPER)/measured
+	.venv/bin/vllm-batchllm bench $(MEASURED) --rounds $(MEASURED_ROUNDS) --out $(PAPER)/measured
 	$(PY) benchmarks/paper/cpu.py $(PAPER)/measured/bench.json --out $(PAPER)
 	$(PY) benchmarks/scale.py --out $(PAPER)/scale --quick
+
+paper-full: setup ## policies with the paper's 6,400 requests, simulated (25 to 40 minutes)
+	$(PY) benchmarks/paper/full_size.py --out $(PAPER)
 
 clean: ## remove .venv, caches and build files; models/ and results/ stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,38 +8,29 @@ Writes `policies.json` (every row) and `policies.md` (tables). Makespans are sim
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from platforms import (
+    NUM_LONG,
+    OURS,
+    PAPER,
+    PLATFORMS,
+    SORTED,
+    Platform,
+    Results,
+    bound_over_sorted,
+    geometric_mean,
+    num_requests_of,
+    speed_over_sorted,
+)
 from sim_rows import Row, run_rows, table
 
 from vllm_batchllm.bench.workloads import workload_names
 
-Results = dict[tuple[str, str, str], dict[str, Any]]
-"""Results by set-up, workload and column."""
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """A device with a model."""
-
-    name: str
-    device: str
-    model: str
-    weight_bits: float = 16
-
-
-PLATFORMS = (
-    Platform("A100-80GB, 8B", "A100-80GB", "Llama-3.1-8B"),
-    Platform("H100-80GB, 8B", "H100-80GB", "Llama-3.1-8B"),
-    Platform("H100-80GB, 70B of 4 bits", "H100-80GB", "Llama-3.1-70B", 4),
-)
 SHARED = "shared attention"
-SORTED, OURS, PAPER = "sorted", "batchllm", "paper"
 MAIN = (SORTED, PAPER, OURS, SHARED)
 TRIED = ("decode-ratio", "longest-first", "mix", "mix-split", "lpm", "dfs-weight")
 PARTS: dict[str, dict[str, Any]] = {
@@ -58,11 +49,6 @@ WITH_ROOM = (
 )
 """Workloads on which orders and parts are compared: those where sorting leaves most to win, and
 the two main shapes."""
-AT_FULL_SIZE = ("skewed-output", "mixed")
-"""Simulated with the paper's 6,400 requests as well, since their ends weigh less there."""
-FULL_SIZE, FULL_COLUMNS = 6400, ("sorted", "longest-first", "batchllm")
-NUM_LONG = 5
-"""`long-16000` has so many times fewer requests."""
 
 
 def main(
@@ -82,7 +68,7 @@ def main(
 def _rows(num_requests: int) -> Iterable[tuple[tuple[str, str, str], Row]]:
     for platform in PLATFORMS:
         for workload in workload_names():
-            count = num_requests // NUM_LONG if workload == "long-16000" else num_requests
+            count = num_requests_of(workload, num_requests)
             columns = [*MAIN, *(TRIED if workload in WITH_ROOM else ())]
             columns += PARTS if workload in WITH_ROOM else ()
             for column in columns:
@@ -90,16 +76,6 @@ def _rows(num_requests: int) -> Iterable[tuple[tuple[str, str, str], Row]]:
                     (platform.name, workload, column),
                     _row(platform, workload, column, count),
                 )
-        for workload in AT_FULL_SIZE:
-            for column in FULL_COLUMNS:
-                yield (
-                    (platform.name, _full(workload), column),
-                    _row(platform, workload, column, FULL_SIZE),
-                )
-
-
-def _full(workload: str) -> str:
-    return f"{workload}, {FULL_SIZE:,} requests"
 
 
 def _row(platform: Platform, workload: str, column: str, num_requests: int) -> Row:
@@ -133,21 +109,7 @@ def report(results: Results, num_requests: int) -> str:
         lines += [f"## {platform.name}\n", _main_table(results, platform.name)]
         lines += [f"### Orders, {platform.name}\n", _other_table(results, platform.name, TRIED)]
         lines += [f"### Parts, {platform.name}\n", _other_table(results, platform.name, PARTS)]
-        lines += [f"### At full size, {platform.name}\n", _full_table(results, platform.name)]
     return "\n".join(lines)
-
-
-def speed_over_sorted(results: Results, key: tuple[str, str, str]) -> float:
-    """Makespan of sorted stock / makespan of the column."""
-    platform, workload, _ = key
-    base = results[platform, workload, SORTED]["metrics"]["makespan_s"]
-    return float(base / results[key]["metrics"]["makespan_s"])
-
-
-def bound_over_sorted(results: Results, platform: str, workload: str) -> float:
-    """Makespan of sorted stock / the lower bound of the set-up with most requests at once."""
-    base = results[platform, workload, SORTED]
-    return float(base["metrics"]["makespan_s"] / results[platform, workload, OURS]["bound_s"])
 
 
 def _main_table(results: Results, platform: str) -> str:
@@ -177,7 +139,7 @@ def _main_table(results: Results, platform: str) -> str:
                 *(f"{figure:.3f}" for figure in figures[2:]),
             ]
         )
-    means = [f"{math.exp(sum(map(math.log, column)) / len(column)):.3f}" for column in columns]
+    means = [f"{geometric_mean(column):.3f}" for column in columns]
     return table(header, [*rows, ["geometric mean", "", *means]])
 
 
@@ -192,18 +154,6 @@ def _other_table(results: Results, platform: str, names: Iterable[str]) -> str:
         for workload in WITH_ROOM
     ]
     return table(["workload", *columns, "bound"], rows)
-
-
-def _full_table(results: Results, platform: str) -> str:
-    rows = [
-        [
-            _full(workload),
-            *(_cell(results, (platform, _full(workload), column)) for column in FULL_COLUMNS),
-            f"{bound_over_sorted(results, platform, _full(workload)):.3f}",
-        ]
-        for workload in AT_FULL_SIZE
-    ]
-    return table(["workload", *FULL_COLUMNS, "bound"], rows)
 
 
 def _cell(results: Results, key: tuple[str, str, str]) -> str:

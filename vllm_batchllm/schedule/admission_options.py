@@ -12,7 +12,8 @@ from vllm_batchllm.config import BatchLLMConfig
 class AdmissionOptions:
     """Options of admission, checked by ``BatchLLMConfig``.
 
-    quantile: of the output length, by which requests of unknown length are planned.
+    quantile: of the output length, by which requests of unknown length are planned; None draws
+    one for each request.
     overcommit: multiple of the capacity that the peak may reach. pace: multiple of the number
     of requests that pacing aims at, 0 for no pacing. Both None: by the cost rule.
     threshold: the published rule instead of all this: a request starts while the blocks held,
@@ -20,7 +21,7 @@ class AdmissionOptions:
     fixed M_threshold).
     """
 
-    quantile: float = 0.8
+    quantile: float | None = None
     overcommit: float | None = None
     pace: float | None = None
     threshold: float | None = None
@@ -32,4 +33,4 @@ def admission_options(config: BatchLLMConfig) -> AdmissionOptions | None:
         return None
     if config.admission_rule == "threshold":
         return AdmissionOptions(threshold=config.kv_threshold or 0.9)
-    return AdmissionOptions(config.quantile or 0.8, config.overcommit, config.pace)
+    return AdmissionOptions(config.quantile, config.overcommit, config.pace)

@@ -22,6 +22,10 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 MAX_OVERCOMMIT = 1.5
 """Beyond this, trials gained no more steps."""
 
+MIN_OVERCOMMIT = 0.95
+"""Where lengths are guessed and idle memory costs nearly nothing, so much of the memory is planned
+with: a guess of the peak that is right on average is too low half of the time."""
+
 EVEN_SPREAD = 0.25
 """Lives that differ by more (standard deviation / mean) even out their ages by themselves."""
 
@@ -175,7 +179,7 @@ class Tightness:
     """What was chosen, and why.
 
     overcommit: the far future peak may reach this multiple of the capacity, where lengths are
-    guessed. pace: multiple of the number of requests that mixed ages allow, or None for no limit.
+    guessed; from ``MIN_OVERCOMMIT``, a little less than all, to ``MAX_OVERCOMMIT``. pace: multiple of the number of requests that mixed ages allow, or None for no limit.
     num_cohorts: in so many parts these start, spread over a life. overcommit_known: as
     ``overcommit``, where lengths are known.
     """
@@ -197,7 +201,7 @@ def choose(costs: Costs, workload: Workload) -> Tightness:
     overcommit, why_overcommit = _choose_overcommit(costs, workload)
     pace, num_cohorts, why_pace = _choose_pace(workload)
     reason = f"{why_overcommit}; {why_pace}"
-    known = overcommit if _is_short(workload) else 1.0
+    known = max(overcommit, 1.0) if _is_short(workload) else 1.0
     return Tightness(overcommit, pace, reason, num_cohorts, known)
 
 
@@ -222,7 +226,7 @@ def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
     capacity_tokens = workload.capacity_blocks * workload.block_size
     lost_s = RECOMPUTED_PER_RECLAIMED * capacity_tokens * costs.prefill_s
     ratio = saved_s / lost_s if lost_s else math.inf
-    overcommit = min(max(1.0, ratio), MAX_OVERCOMMIT)
+    overcommit = min(max(MIN_OVERCOMMIT, ratio), MAX_OVERCOMMIT)
     return overcommit, (
         f"overcommit {overcommit:.2f}: a life's steps cost {saved_s:.3g} s, "
         f"computing the cache again {lost_s:.3g} s"

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is expected of requests: one by one bounded, together as they were seen to be."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_batchllm.schedule.candidate import Candidate
+from vllm_batchllm.schedule.expectation import Expectations, drawn_quantile
+
+
+def request(name: str, num_generated: int = 0, max_tokens: int = 400, **more: object) -> Candidate:
+    return Candidate(name, (), 64, 64 + num_generated, max_tokens, **more)  # type: ignore[arg-type]
+
+
+@given(st.text(), st.integers(0, 2**31))
+def test_a_draw_is_a_quantile_and_stays(request_id: str, num_generated: int) -> None:
+    drawn = drawn_quantile(request_id, num_generated)
+    assert 0.01 <= drawn <= 0.99
+    assert drawn == drawn_quantile(request_id, num_generated)
+
+
+def test_draws_are_even() -> None:
+    tenths = Counter(int(drawn_quantile(f"request-{n}", 0) * 10) for n in range(10_000))
+    assert all(850 < tenths[tenth] < 1150 for tenth in range(10)), tenths
+
+
+def test_requests_together_are_planned_as_they_were_seen() -> None:
+    expectations = Expectations(None, lag=0)
+    for n in range(1000):
+        expectations.lengths.learn((), 400 if n % 10 == 0 else 16)
+    lengths = Counter(expectations.of(request(f"r{n}")).predicted for n in range(2000))
+    assert set(lengths) == {16, 400}
+    assert 140 < lengths[400] < 260, "a tenth, give or take"
+
+
+def test_one_quantile_plans_all_alike() -> None:
+    expectations = Expectations(0.8, lag=0)
+    for n in range(1000):
+        expectations.lengths.learn((), 400 if n % 10 == 0 else 16)
+    assert {expectations.of(request(f"r{n}")).predicted for n in range(50)} == {16}
+
+
+@given(st.lists(st.integers(1, 400), max_size=30), st.integers(0, 399), st.text())
+def test_an_expectation_is_bounded(lengths: list[int], num_generated: int, name: str) -> None:
+    expectations = Expectations(None, lag=1)
+    for length in lengths:
+        expectations.lengths.learn((), length)
+    candidate = request(name, num_generated)
+    expected = expectations.of(candidate)
+    assert num_generated < expected.predicted <= 400
+    assert expected.newcomer.num_remaining == expected.predicted - num_generated - 1 + 1
+    assert expectations.remaining(candidate, (), num_generated) == expected.newcomer.num_remaining
+
+
+def test_the_same_request_is_expected_alike_whenever_it_is_asked_about() -> None:
+    expectations = Expectations(None, lag=0)
+    for n in range(100):
+        expectations.lengths.learn((), n + 1)
+    first = expectations.of(request("a"))
+    expectations.forget()
+    assert expectations.of(request("a")) == first
+    assert len({expectations.remaining(request("a"), (), n) + n for n in range(50)}) > 10
+
+
+@pytest.mark.parametrize("quantile", [None, 0.5])
+def test_known_lengths_and_hints_are_taken_as_they_are(quantile: float | None) -> None:
+    expectations = Expectations(quantile, lag=0)
+    expectations.lengths.learn((), 7)
+    assert expectations.of(request("a", length_known=True)).predicted == 400
+    assert expectations.of(request("b", hint=33)).predicted == 33
