@@ -11,12 +11,12 @@ from vllm_batchllm.bench.batch import Batch, kv_blocks_for
 from vllm_batchllm.bench.workloads import make_workload
 from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS
 from vllm_batchllm.simulate.arms import SORTED, find_arm
-from vllm_batchllm.simulate.cost_model import Measured
+from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts
 from vllm_batchllm.simulate.run import EngineSizes, run_arm
 
 BLOCK_SIZE = 32
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS = 256, 2048
-COSTS = Measured(PLATFORM_COSTS["cpu"])
+COSTS = Measured(MeasuredCosts.of(PLATFORM_COSTS["cpu"]))
 
 
 @dataclass(frozen=True, slots=True)

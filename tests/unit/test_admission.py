@@ -10,7 +10,7 @@ import pytest
 from vllm_batchllm.schedule.admission import Admission
 from vllm_batchllm.schedule.admission_options import AdmissionOptions
 from vllm_batchllm.schedule.candidate import Candidate
-from vllm_batchllm.schedule.cost_rule import Costs
+from vllm_batchllm.schedule.cost_rule import MIN_OVERCOMMIT, Costs
 from vllm_batchllm.schedule.counters import ScheduleCounters
 
 COMPUTE_BOUND = Costs(step_s=1e-3, prefill_s=1e-3)
@@ -278,7 +278,8 @@ def test_costs_decide_where_nothing_is_set_and_the_reason_says_so() -> None:
         runner = Runner(make(100, costs), {c.request_id: 40 for c in waiting})
         runner.run(waiting)
         chosen[costs] = runner.admission.tightness
-    assert chosen[COMPUTE_BOUND].overcommit == 1.0 < chosen[STEP_BOUND].overcommit
+    assert chosen[COMPUTE_BOUND].overcommit == MIN_OVERCOMMIT < 1
+    assert chosen[STEP_BOUND].overcommit > 1
     assert "a life's steps cost" in chosen[STEP_BOUND].reason
     by_hand = Runner(make(100, overcommit=1.1, pace=0), {c.request_id: 40 for c in waiting})
     by_hand.run(waiting)

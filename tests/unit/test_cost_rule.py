@@ -11,6 +11,7 @@ import pytest
 
 from vllm_batchllm.schedule.cost_rule import (
     MAX_OVERCOMMIT,
+    MIN_OVERCOMMIT,
     PLATFORM_COSTS,
     CostMeter,
     Costs,
@@ -34,7 +35,7 @@ def test_dear_steps_and_cheap_tokens_mean_more_concurrency() -> None:
     decode_bound = choose(Costs(step_s=1.0, prefill_s=1e-6), work)
     compute_bound = choose(Costs(step_s=1e-3, prefill_s=1e-3), work)
     assert decode_bound.overcommit == MAX_OVERCOMMIT
-    assert compute_bound.overcommit == 1.0
+    assert compute_bound.overcommit == MIN_OVERCOMMIT
 
 
 def test_more_is_overcommitted_the_more_a_step_costs() -> None:
@@ -43,8 +44,8 @@ def test_more_is_overcommitted_the_more_a_step_costs() -> None:
         for step_s in np.geomspace(1e-4, 1, 30)
     ]
     assert chosen == sorted(chosen)
-    assert chosen[0] == 1.0 and chosen[-1] == MAX_OVERCOMMIT
-    assert all(1 <= overcommit <= MAX_OVERCOMMIT for overcommit in chosen)
+    assert chosen[0] == MIN_OVERCOMMIT and chosen[-1] == MAX_OVERCOMMIT
+    assert all(MIN_OVERCOMMIT <= overcommit <= MAX_OVERCOMMIT for overcommit in chosen)
 
 
 def test_where_recomputing_costs_nothing_memory_is_filled() -> None:
@@ -55,7 +56,7 @@ def test_where_recomputing_costs_nothing_memory_is_filled() -> None:
 def test_a_data_centre_cache_is_never_overcommitted(platform) -> None:
     """411,000 tokens of KV take far longer to compute than the steps of a life cost."""
     work = workload(EVEN, capacity_blocks=25_700, block_size=16)
-    assert choose(platform_costs(platform), work).overcommit == 1.0
+    assert choose(platform_costs(platform), work).overcommit == MIN_OVERCOMMIT < 1
 
 
 def test_equal_lives_in_several_waves_are_paced() -> None:
@@ -96,7 +97,7 @@ def test_the_ages_of_those_running_count_where_only_short_lives_have_ended() -> 
     costs = PLATFORM_COSTS["cpu"]
     young = choose(costs, workload(seen, mean_age=8)).overcommit
     old = choose(costs, workload(seen, mean_age=200)).overcommit
-    assert (young, old) == (1.0, MAX_OVERCOMMIT)
+    assert (young, old) == (MIN_OVERCOMMIT, MAX_OVERCOMMIT)
 
 
 def test_lives_of_all_lengths_are_not_paced_since_they_mix_by_themselves() -> None:

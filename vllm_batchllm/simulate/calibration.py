@@ -54,7 +54,7 @@ class Calibration:
                 data["num_steps"],
             )
         except FileNotFoundError:
-            reference = MeasuredCosts(**asdict(PLATFORM_COSTS["cpu"]))
+            reference = MeasuredCosts.of(PLATFORM_COSTS["cpu"])
             return cls(reference, "random-llama (reference run)", {})
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise BenchError(

@@ -10,8 +10,8 @@ calibration run on the real engine has found.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import Protocol, Self
 
 from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.schedule.cost_rule import Costs
@@ -170,6 +170,11 @@ class MeasuredCosts(Costs):
 
     held_s: float = 0.0
     pair_s: float = 0.0
+
+    @classmethod
+    def of(cls, costs: Costs) -> Self:
+        """The same costs, with nothing for memory and pairs apart."""
+        return cls(**asdict(costs))
 
 
 @dataclass(frozen=True, slots=True)
