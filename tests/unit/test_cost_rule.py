@@ -59,6 +59,13 @@ def test_a_data_centre_cache_is_never_overcommitted(platform) -> None:
     assert choose(platform_costs(platform), work).overcommit == MIN_OVERCOMMIT < 1
 
 
+def test_more_is_overcommitted_the_fewer_are_still_to_start() -> None:
+    work = [workload(EVEN, num_waiting=n) for n in (100_000, 1000, 100, 10, 1)]
+    chosen = [choose(PLATFORM_COSTS["cuda"], each).overcommit for each in work]
+    assert chosen == sorted(chosen)
+    assert chosen[0] == chosen[1] < chosen[-1] == MAX_OVERCOMMIT
+
+
 def test_equal_lives_in_several_waves_are_paced() -> None:
     chosen = choose(PLATFORM_COSTS["cpu"], workload(EVEN, num_waiting=512))
     assert (chosen.pace, chosen.num_cohorts) == (1.0, 3)

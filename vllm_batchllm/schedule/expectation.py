@@ -26,12 +26,17 @@ class Expected:
     newcomer: Newcomer
 
 
+HEAD_QUANTILE = 0.8
+"""Of the output length of a request that asks to start, unless the user chose one. A draw would let
+a single unlucky head hold back all who wait behind it."""
+
+
 def drawn_quantile(request_id: str, num_generated: int) -> float:
     """A quantile drawn evenly from 0.01 to 0.99, the same whenever it is asked for.
 
     Many running requests, each planned with a draw from what was learnt, hold together what they
     will hold: where a tenth runs 25 times as long, a tenth is planned so. One quantile for all
-    plans every newcomer as a short one. A request that outgrows its draw gets another one.
+    plans every one as short. A request that outgrows its draw gets another one.
     """
     drawn = crc32(f"{request_id}/{num_generated}".encode()) / 2**32
     return 0.01 + 0.98 * drawn
@@ -43,8 +48,8 @@ class Expectations:
     The last candidate is remembered, because who is asked about mostly starts next.
 
     Args:
-        quantile: of the lengths learnt, that a prediction takes, inside (0, 1). None: drawn for
-            each request.
+        quantile: of the lengths learnt, that a prediction takes, inside (0, 1). None: one that
+            is likely to suffice for who asks to start, and a drawn one for each who runs.
         lag: steps that are put together before the output of one is known.
     """
 
@@ -58,7 +63,8 @@ class Expectations:
         expected = self._last
         if expected is None or expected.candidate is not candidate:
             groups = () if candidate.length_known else candidate.groups()
-            predicted = self._predict(candidate, groups, candidate.num_generated)
+            quantile = HEAD_QUANTILE if self._quantile is None else self._quantile
+            predicted = self._predict(candidate, groups, candidate.num_generated, quantile)
             remaining = self._steps(predicted, candidate.num_generated)
             newcomer = Newcomer(candidate.hashes, candidate.num_tokens, remaining)
             expected = self._last = Expected(candidate, groups, predicted, newcomer)
@@ -71,8 +77,12 @@ class Expectations:
     def remaining(
         self, candidate: Candidate, groups: tuple[Hashable, ...], num_generated: int
     ) -> int:
-        """Steps that ``candidate``, with ``num_generated`` tokens, will still hold its blocks."""
-        return self._steps(self._predict(candidate, groups, num_generated), num_generated)
+        """Steps that ``candidate``, with ``num_generated`` tokens, will hold its blocks if it runs."""
+        quantile = self._quantile
+        if quantile is None:
+            quantile = drawn_quantile(candidate.request_id, num_generated)
+        predicted = self._predict(candidate, groups, num_generated, quantile)
+        return self._steps(predicted, num_generated)
 
     def median_output(self, candidate: Candidate) -> int:
         """Median output of ``candidate``, tokens, as far as is known; ``max_tokens`` at first."""
@@ -82,14 +92,15 @@ class Expectations:
         return self.lengths.predict(candidate.groups(), 0.5, bounds)
 
     def _predict(
-        self, candidate: Candidate, groups: tuple[Hashable, ...], num_generated: int
+        self,
+        candidate: Candidate,
+        groups: tuple[Hashable, ...],
+        num_generated: int,
+        quantile: float,
     ) -> int:
         if candidate.length_known:
             return candidate.max_tokens
         bounds = Bounds(candidate.max_tokens, num_generated, candidate.hint)
-        quantile = self._quantile
-        if quantile is None:
-            quantile = drawn_quantile(candidate.request_id, num_generated)
         return self.lengths.predict(groups, quantile, bounds)
 
     def _steps(self, predicted: int, num_generated: int) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_batchllm.schedule.candidate import Candidate
 from vllm_batchllm.schedule.expectation import Expectations, Expected
@@ -75,8 +75,13 @@ class RunningRequests:
 
     def add(self, expected: Expected) -> Running:
         """A request has started."""
-        candidate = expected.candidate
-        num_shared = self.footprint.add(candidate.request_id, expected.newcomer)
+        candidate, newcomer = expected.candidate, expected.newcomer
+        if not candidate.length_known:
+            num_steps = self._expectations.remaining(
+                candidate, expected.groups, candidate.num_generated
+            )
+            newcomer = replace(newcomer, num_remaining=num_steps)
+        num_shared = self.footprint.add(candidate.request_id, newcomer)
         num_own = -(-candidate.num_tokens // self._block_size) - num_shared
         running = Running(candidate, expected.predicted, num_own, expected.groups)
         self._by_id[candidate.request_id] = running
