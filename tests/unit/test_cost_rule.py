@@ -64,6 +64,7 @@ def test_more_is_overcommitted_the_fewer_are_still_to_start() -> None:
     chosen = [choose(PLATFORM_COSTS["cuda"], each).overcommit for each in work]
     assert chosen == sorted(chosen)
     assert chosen[0] == chosen[1] < chosen[-1] == MAX_OVERCOMMIT
+    assert {choose(PLATFORM_COSTS["cuda"], each).overcommit_known for each in work} == {1.0}
 
 
 def test_equal_lives_in_several_waves_are_paced() -> None:

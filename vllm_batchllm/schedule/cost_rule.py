@@ -200,10 +200,15 @@ def is_worth_a_try(costs: Costs, num_tokens: int, num_steps: int) -> bool:
 
 def choose(costs: Costs, workload: Workload) -> Tightness:
     """The tightness with the least expected time."""
-    overcommit, why_overcommit = _choose_overcommit(costs, workload)
+    # Towards the end of a batch idle memory is nobody's gain: no more is lost than is to start.
+    to_start = int(workload.num_waiting * workload.life.blocks) if workload.life else 0
+    blocks = min(workload.capacity_blocks, to_start or workload.capacity_blocks)
+    overcommit, why_overcommit = _choose_overcommit(costs, workload, blocks)
     pace, num_cohorts, why_pace = _choose_pace(workload)
     reason = f"{why_overcommit}; {why_pace}"
-    known = max(overcommit, 1.0) if _is_short(workload) else 1.0
+    known = 1.0
+    if _is_short(workload):
+        known = max(_choose_overcommit(costs, workload, workload.capacity_blocks)[0], 1.0)
     return Tightness(overcommit, pace, reason, num_cohorts, known)
 
 
@@ -212,12 +217,11 @@ def _is_short(workload: Workload) -> bool:
     return life is not None and life.steps < SHORT_LIFE_BLOCKS * workload.block_size
 
 
-def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
+def _choose_overcommit(costs: Costs, workload: Workload, num_blocks: int) -> tuple[float, str]:
     """Fill idle memory, if the steps saved are worth more than the tokens recomputed.
 
     In the time of one life, filling a share x more of the memory saves a share x of the steps,
-    and preemptions must then give back a share x of the memory, or at most what is still to start:
-    towards the end of a batch, idle memory is nobody's gain.
+    and preemptions must then give back a share x of it: ``num_blocks`` is all of it.
     """
     life = workload.life
     if life is None:
@@ -226,9 +230,7 @@ def _choose_overcommit(costs: Costs, workload: Workload) -> tuple[float, str]:
     # fill the memory. Of those, at any moment, half has passed on average.
     holding_steps = max(life.holding_steps, 2.0 * workload.mean_age)
     saved_s = holding_steps * costs.step_s
-    capacity_tokens = workload.capacity_blocks * workload.block_size
-    waiting_tokens = workload.num_waiting * life.blocks * workload.block_size
-    lost_s = RECOMPUTED_PER_RECLAIMED * min(capacity_tokens, waiting_tokens) * costs.prefill_s
+    lost_s = RECOMPUTED_PER_RECLAIMED * num_blocks * workload.block_size * costs.prefill_s
     ratio = saved_s / lost_s if lost_s else math.inf
     overcommit = min(max(MIN_OVERCOMMIT, ratio), MAX_OVERCOMMIT)
     return overcommit, (
