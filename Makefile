@@ -78,7 +78,8 @@ paper: setup ## tables of docs/policies.md and docs/benchmarks.md anew: simulate
 	$(PY) benchmarks/paper/validate.py --out $(PAPER) $(PAPER_ARGS)
 	$(PY) benchmarks/paper/policies_at_scale.py --out $(PAPER) $(PAPER_ARGS)
 	.venv/bin/vllm-batchllm calibrate
-	.venv/bin/vllm-batchllm bench $(MEASURED) --rounds $(MEASURED_ROUNDS) --out $(PAPER)/measured
+	.venv/bin/vllm-batchllm bench $(MEASURED) --rounds $(MEASURED_ROUNDS) \
+		--out $(PAPER)/measured --report $(PAPER)/measured
 	$(PY) benchmarks/paper/cpu.py $(PAPER)/measured/bench.json --out $(PAPER)
 	$(PY) benchmarks/scale.py --out $(PAPER)/scale --quick
 
