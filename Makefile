@@ -83,7 +83,7 @@ paper: setup ## tables of docs/policies.md and docs/benchmarks.md anew: simulate
 	$(PY) benchmarks/paper/cpu.py $(PAPER)/measured/bench.json --out $(PAPER)
 	$(PY) benchmarks/scale.py --out $(PAPER)/scale --quick
 
-paper-full: setup ## policies with the paper's 6,400 requests, simulated (25 to 40 minutes)
+paper-full: setup ## policies with the paper's 6,400 requests, simulated (about 20 minutes)
 	$(PY) benchmarks/paper/full_size.py --out $(PAPER)
 
 clean: ## remove .venv, caches and build files; models/ and results/ stay
