@@ -61,7 +61,7 @@ class BatchLLMConfig:
 
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Admission ``future``: quantile of the output length that requests of unknown length are
-    planned with. None draws one for each request, so that all together are planned as they are."""
+    planned with. None: 0.8 for who asks to start, and one drawn for each that runs."""
 
     kv_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Admission ``threshold``: share of the KV memory. None is 0.9."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_batchllm.schedule.candidate import Candidate
 from vllm_batchllm.schedule.expectation import Expectations, drawn_quantile
+from vllm_batchllm.schedule.running import RunningRequests
 
 
 def request(name: str, num_generated: int = 0, max_tokens: int = 400, **more: object) -> Candidate:
@@ -81,3 +82,20 @@ def test_known_lengths_and_hints_are_taken_as_they_are(quantile: float | None) -
     expectations.lengths.learn((), 7)
     assert expectations.of(request("a", length_known=True)).predicted == 400
     assert expectations.of(request("b", hint=33)).predicted == 33
+
+
+def test_the_peak_to_come_counts_the_long_ones_among_those_who_run() -> None:
+    """200 requests of 4 blocks; half get 400 tokens, so each of these holds 29 blocks at its end."""
+    peaks = {}
+    for quantile in (None, 0.8, 0.2):
+        expectations = Expectations(quantile, lag=0)
+        for n in range(1000):
+            expectations.lengths.learn((), 400 if n % 2 else 16)
+        running = RunningRequests(10_000, 16, expectations)
+        for n in range(200):
+            running.add(expectations.of(request(f"r{n}")))
+        running.check_integrity({f"r{n}" for n in range(200)})
+        peaks[quantile] = running.footprint.outlook().peak
+    assert peaks[0.8] == 200 * 29, "all are planned as long"
+    assert peaks[0.2] == 200 * 5, "all are planned as short"
+    assert 80 * 29 < peaks[None] < 120 * 29, "about half of each"

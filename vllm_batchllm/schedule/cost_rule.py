@@ -181,9 +181,10 @@ class Tightness:
     """What was chosen, and why.
 
     overcommit: the far future peak may reach this multiple of the capacity, where lengths are
-    guessed; from ``MIN_OVERCOMMIT``, a little less than all, to ``MAX_OVERCOMMIT``. pace: multiple of the number of requests that mixed ages allow, or None for no limit.
-    num_cohorts: in so many parts these start, spread over a life. overcommit_known: as
-    ``overcommit``, where lengths are known.
+    guessed; from ``MIN_OVERCOMMIT``, a little less than all, to ``MAX_OVERCOMMIT``. pace: multiple
+    of the number of requests that mixed ages allow, or None for no limit. num_cohorts: in so many
+    parts these start, spread over a life. overcommit_known: as ``overcommit``, where lengths are
+    known.
     """
 
     overcommit: float
