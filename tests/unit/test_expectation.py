@@ -18,15 +18,15 @@ def request(name: str, num_generated: int = 0, max_tokens: int = 400, **more: ob
     return Candidate(name, (), 64, 64 + num_generated, max_tokens, **more)  # type: ignore[arg-type]
 
 
-@given(st.text(), st.integers(0, 2**31))
-def test_a_draw_is_a_quantile_and_stays(request_id: str, num_generated: int) -> None:
-    drawn = drawn_quantile(request_id, num_generated)
+@given(st.integers(0, 2**40), st.integers(0, 2**31))
+def test_a_draw_is_a_quantile_and_stays(serial: int, num_generated: int) -> None:
+    drawn = drawn_quantile(serial, num_generated)
     assert 0.01 <= drawn <= 0.99
-    assert drawn == drawn_quantile(request_id, num_generated)
+    assert drawn == drawn_quantile(serial, num_generated)
 
 
 def test_draws_are_even() -> None:
-    tenths = Counter(int(drawn_quantile(f"request-{n}", 0) * 10) for n in range(10_000))
+    tenths = Counter(int(drawn_quantile(n, 0) * 10) for n in range(10_000))
     assert all(850 < tenths[tenth] < 1150 for tenth in range(10)), tenths
 
 
@@ -34,7 +34,7 @@ def test_requests_that_run_are_planned_together_as_they_were_seen() -> None:
     expectations = Expectations(None, lag=0)
     for n in range(1000):
         expectations.lengths.learn((), 400 if n % 10 == 0 else 16)
-    steps = Counter(expectations.remaining(request(f"r{n}"), (), 0) for n in range(2000))
+    steps = Counter(expectations.remaining(request("r"), (), 0, n) for n in range(2000))
     assert set(steps) == {15, 399}
     assert 140 < steps[399] < 260, "a tenth, give or take"
 
@@ -51,7 +51,7 @@ def test_one_quantile_plans_all_alike() -> None:
     for n in range(1000):
         expectations.lengths.learn((), 400 if n % 10 == 0 else 16)
     assert {expectations.of(request(f"r{n}")).predicted for n in range(50)} == {16}
-    assert {expectations.remaining(request(f"r{n}"), (), 0) for n in range(50)} == {15}
+    assert {expectations.remaining(request("r"), (), 0, n) for n in range(50)} == {15}
 
 
 @given(st.lists(st.integers(1, 400), max_size=30), st.integers(0, 399), st.text())
@@ -63,7 +63,9 @@ def test_an_expectation_is_bounded(lengths: list[int], num_generated: int, name:
     expected = expectations.of(candidate)
     assert num_generated < expected.predicted <= 400
     assert expected.newcomer.num_remaining == expected.predicted - num_generated - 1 + 1
-    assert 1 <= expectations.remaining(candidate, (), num_generated) <= 400 - num_generated
+    assert (
+        1 <= expectations.remaining(candidate, (), num_generated, len(name)) <= 400 - num_generated
+    )
 
 
 def test_the_same_request_is_expected_alike_whenever_it_is_asked_about() -> None:
@@ -73,7 +75,7 @@ def test_the_same_request_is_expected_alike_whenever_it_is_asked_about() -> None
     first = expectations.of(request("a"))
     expectations.forget()
     assert expectations.of(request("a")) == first
-    assert len({expectations.remaining(request("a"), (), n) + n for n in range(50)}) > 10
+    assert len({expectations.remaining(request("a"), (), n, 5) + n for n in range(50)}) > 10
 
 
 @pytest.mark.parametrize("quantile", [None, 0.5])

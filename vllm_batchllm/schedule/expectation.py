@@ -31,14 +31,17 @@ HEAD_QUANTILE = 0.8
 a single unlucky head hold back all who wait behind it."""
 
 
-def drawn_quantile(request_id: str, num_generated: int) -> float:
+def drawn_quantile(serial: int, num_generated: int) -> float:
     """A quantile drawn evenly from 0.01 to 0.99, the same whenever it is asked for.
+
+    serial: of the admission, counted from the start of the engine. Not the request's id: vLLM puts
+    random characters into ids, and schedulers that serve one batch together must decide alike.
 
     Many running requests, each planned with a draw from what was learnt, hold together what they
     will hold: where a tenth runs 25 times as long, a tenth is planned so. One quantile for all
     plans every one as short. A request that outgrows its draw gets another one.
     """
-    drawn = crc32(f"{request_id}/{num_generated}".encode()) / 2**32
+    drawn = crc32(f"{serial}/{num_generated}".encode()) / 2**32
     return 0.01 + 0.98 * drawn
 
 
@@ -75,12 +78,19 @@ class Expectations:
         self._last = None
 
     def remaining(
-        self, candidate: Candidate, groups: tuple[Hashable, ...], num_generated: int
+        self,
+        candidate: Candidate,
+        groups: tuple[Hashable, ...],
+        num_generated: int,
+        serial: int,
     ) -> int:
-        """Steps that ``candidate``, with ``num_generated`` tokens, will hold its blocks if it runs."""
+        """Steps that ``candidate``, with ``num_generated`` tokens, will hold its blocks if it runs.
+
+        serial: of its admission.
+        """
         quantile = self._quantile
         if quantile is None:
-            quantile = drawn_quantile(candidate.request_id, num_generated)
+            quantile = drawn_quantile(serial, num_generated)
         predicted = self._predict(candidate, groups, num_generated, quantile)
         return self._steps(predicted, num_generated)
 

@@ -19,13 +19,14 @@ class Running:
     """One running request, as it was admitted.
 
     predicted: tokens of its output. num_own_blocks: those that nobody else held when it started.
-    groups: those its length is learnt in; empty where the length is known.
+    groups: those its length is learnt in; empty where the length is known. serial: of its admission.
     """
 
     candidate: Candidate
     predicted: int
     num_own_blocks: int
     groups: tuple[Hashable, ...]
+    serial: int
 
 
 class RunningRequests:
@@ -54,6 +55,7 @@ class RunningRequests:
         self._block_size = block_size
         self._expectations = expectations
         self._by_id: dict[str, Running] = {}
+        self._num_admitted = 0
         self._tokens_held: Callable[[], Mapping[str, int]] | None = None
 
     def __len__(self) -> int:
@@ -76,14 +78,16 @@ class RunningRequests:
     def add(self, expected: Expected) -> Running:
         """A request has started."""
         candidate, newcomer = expected.candidate, expected.newcomer
+        serial = self._num_admitted
+        self._num_admitted += 1
         if not candidate.length_known:
             num_steps = self._expectations.remaining(
-                candidate, expected.groups, candidate.num_generated
+                candidate, expected.groups, candidate.num_generated, serial
             )
             newcomer = replace(newcomer, num_remaining=num_steps)
         num_shared = self.footprint.add(candidate.request_id, newcomer)
         num_own = -(-candidate.num_tokens // self._block_size) - num_shared
-        running = Running(candidate, expected.predicted, num_own, expected.groups)
+        running = Running(candidate, expected.predicted, num_own, expected.groups, serial)
         self._by_id[candidate.request_id] = running
         self.num_guessed += not candidate.length_known
         return running
@@ -123,5 +127,7 @@ class RunningRequests:
         running = self._by_id[request_id]
         num_tokens = self.footprint.num_tokens(request_id)
         num_generated = num_tokens - running.candidate.num_prompt_tokens
-        remaining = self._expectations.remaining(running.candidate, running.groups, num_generated)
+        remaining = self._expectations.remaining(
+            running.candidate, running.groups, num_generated, running.serial
+        )
         self.footprint.expect(request_id, remaining)
