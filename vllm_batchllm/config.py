@@ -70,9 +70,11 @@ class BatchLLMConfig:
     """Which running request is sent back where that is unavoidable: the newest, as in vLLM, or
     the one with the least to compute again."""
 
-    spread_prefills: bool = True
+    spread_prefills: bool = False
     """On GPUs, where memory lets few requests run at once: smaller steps, so that prompts are
-    computed beside the decodes and not in bursts between them. Needs admission ``future``."""
+    computed beside the decodes and not in bursts between them. Needs admission ``future``. Such
+    steps are larger than CUDA graphs are captured for, and what that costs no device has measured
+    yet: so it is a choice."""
 
     def __post_init__(self) -> None:
         for name, needed in NEEDS_ADMISSION.items():

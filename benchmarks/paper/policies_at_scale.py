@@ -35,10 +35,11 @@ MAIN = (SORTED, PAPER, OURS, SHARED)
 TRIED = ("decode-ratio", "longest-first", "mix", "mix-split", "lpm", "dfs-weight")
 PARTS: dict[str, dict[str, Any]] = {
     "queue alone": {"options": (("admission", "stock"),), "stock_seqs": True},
-    "+ admission": {"options": (("spread_prefills", False),), "stock_seqs": True},
-    "+ spread prefills": {"stock_seqs": True},
+    "+ admission": {"stock_seqs": True},
+    "spread prefills": {"options": (("spread_prefills", True),)},
 }
-"""What is added one after the other; the last addition, more requests at once, is ours."""
+"""What is added one after the other (the last addition, more requests at once, is ours), and what
+can be chosen beside it."""
 WITH_ROOM = (
     "decode-heavy",
     "skewed-output",
