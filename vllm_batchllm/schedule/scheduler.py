@@ -18,6 +18,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, StreamingUpdate
 
@@ -27,7 +28,7 @@ from vllm_batchllm.log import get_logger
 from vllm_batchllm.memory.block_pool import installed_pool
 from vllm_batchllm.schedule.admission import Admission
 from vllm_batchllm.schedule.admission_options import AdmissionOptions, admission_options
-from vllm_batchllm.schedule.capacity import max_tokens_held
+from vllm_batchllm.schedule.capacity import max_tokens_held, unforeseen_kinds
 from vllm_batchllm.schedule.cost_rule import platform_costs
 from vllm_batchllm.schedule.counters import ScheduleCounters
 from vllm_batchllm.schedule.feed import CounterFeed
@@ -55,18 +56,24 @@ class PrefixGroupMixin(Scheduler):
     for_async_mode = False
     max_num_scheduled_tokens: int
 
-    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        kv_cache_config: KVCacheConfig,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         compat.check_vllm_version()
         self._check_async_mode(vllm_config)
         self.batchllm_config = config_of(vllm_config)
         shares_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
-        options = admission_options(self.batchllm_config) if shares_prefixes else None
+        options = _admission_for(self.batchllm_config, kv_cache_config) if shares_prefixes else None
         with ExitStack() as stack:
             if shares_prefixes:
                 stack.enter_context(installed_pool())
             if options is not None:
                 stack.enter_context(installed_gate())
-            super().__init__(vllm_config, *args, **kwargs)
+            super().__init__(vllm_config, kv_cache_config, *args, **kwargs)
         self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
         self.batchllm_feed = CounterFeed()
         self._told_pacing: bool | None = None
@@ -291,6 +298,21 @@ def create_scheduler(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Pref
     """Build the leaf that fits ``vllm_config``; takes what vLLM's schedulers take."""
     leaf = leaf_for(bool(vllm_config.scheduler_config.async_scheduling))
     return leaf(vllm_config, *args, **kwargs)
+
+
+def _admission_for(config: BatchLLMConfig, kv_cache: KVCacheConfig) -> AdmissionOptions | None:
+    """The options of admission; None, as vLLM does, where it could not foresee the memory."""
+    options = admission_options(config)
+    unforeseen = unforeseen_kinds(kv_cache) if options is not None else []
+    if not unforeseen:
+        return options
+    logger.info(
+        "Admission: as vLLM's, not %r: this model has layers of %s, which do not hold every token, "
+        "and how many blocks they will hold cannot be foreseen yet",
+        config.admission_rule,
+        ", ".join(unforeseen),
+    )
+    return None
 
 
 def _platform() -> str:
