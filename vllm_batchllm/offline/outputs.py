@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.outputs import CompletionOutput, RequestOutput
+
+T = TypeVar("T")
 
 
 class FailedRequestOutput(RequestOutput):
@@ -39,10 +41,29 @@ class FailedRequestOutput(RequestOutput):
 
 
 def answer_duplicate(leader: RequestOutput, request_id: str, prompt: str | None) -> RequestOutput:
-    """A separate output for a duplicate of ``leader``, with all its prompt tokens saved."""
-    answer = copy.copy(leader)
+    """A separate output for a duplicate of ``leader``, with all its prompt tokens saved.
+
+    It shares nothing that can be changed: callers close sequences in place, token by token.
+    """
+    answer = _with_own_values(leader)
     answer.request_id = request_id
     answer.prompt = leader.prompt if prompt is None else prompt
-    answer.outputs = [copy.copy(completion) for completion in leader.outputs]
+    answer.outputs = [_with_own_values(completion) for completion in leader.outputs]
     answer.num_cached_tokens = len(leader.prompt_token_ids or ())
     return answer
+
+
+def _with_own_values(output: T) -> T:
+    """A copy of ``output`` with values of its own; completions inside are left to the caller."""
+    own = copy.copy(output)
+    for name, value in vars(own).items():
+        if name != "outputs":
+            setattr(own, name, _copied(value))
+    return own
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy; of a list of numbers, which can be long, a plain one."""
+    if isinstance(value, list) and all(type(each) is int for each in value):
+        return value.copy()
+    return copy.deepcopy(value)
