@@ -230,6 +230,14 @@ ENTRIES: tuple[Touched, ...] = (
         parameters=("prompt", "params", "lora_request", "priority"),
     ),
     Touched(
+        "vllm.v1.engine.output_processor:OutputProcessor.abort_requests",
+        why="a request that fails after it was registered is taken out again",
+        how="called through LLMEngine.abort_request; `external_req_ids`, `request_states` and "
+        "`parent_requests` say what is left of it (tests/engine/test_llm.py)",
+        until=UNTIL_BATCH,
+        parameters=("request_ids", "internal"),
+    ),
+    Touched(
         f"{OFFLINE}._run_engine",
         why="feed the look-ahead, show savings, answer duplicates",
         how="overridden with a loop over LLMEngine.step",

@@ -19,7 +19,7 @@ from vllm_batchllm import compat
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.offline.batch import Batch
-from vllm_batchllm.offline.engine import call_core, held
+from vllm_batchllm.offline.engine import call_core, held, withdraw
 from vllm_batchllm.offline.intake import Intake, Unrenderable
 from vllm_batchllm.offline.progress import BatchProgress
 from vllm_batchllm.plugin import BATCHLLM_SCHEDULER, is_ours, register
@@ -136,6 +136,7 @@ class LLM(StockLLM):
             batch,
             self._add_request,
             lambda: next(self.request_counter),
+            lambda: withdraw(self.llm_engine, str(self.request_counter.counter - 1)),
             self.batchllm_config.dedupe,
         )
         taken = intake.take(prompts, params, lora_requests, priorities)

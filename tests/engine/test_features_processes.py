@@ -112,3 +112,22 @@ def test_ngram_drafts_are_checked_and_some_are_right(
         for name in ("draft", "accepted")
     )
     assert 0 < accepted < drafted
+
+
+def test_a_request_that_cannot_be_sent_fails_alone_and_nobody_waits_for_it(tiny_model) -> None:
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("late_failure.py"), tiny_model],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(told) == {
+        "in_its_own_process": True,
+        "finish_reasons": ["length", "error"],
+        "error": "OverflowError",
+        "unfinished": 0,
+    }

@@ -139,6 +139,20 @@ def test_one_bad_request_fails_alone(ours) -> None:
     assert ours.report().num_failed == 2 and ours.report().num_requests == 4
 
 
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_a_request_that_fails_late_leaves_nothing_in_the_engine(ours, num_samples) -> None:
+    """vLLM registers it, then its engine core refuses a tuple of tokens."""
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=3, n=num_samples)
+    late: dict[str, Any] = {"prompt_token_ids": (5, 6, 7)}
+    outputs = generate(ours, [{"prompt_token_ids": [5, 6, 7, 8]}, late], params)
+    assert [type(output) for output in outputs] == [RequestOutput, FailedRequestOutput]
+    assert isinstance(outputs[1].error, TypeError)
+    assert [len(each.token_ids) for each in outputs[0].outputs] == [3] * num_samples
+    processor = ours.llm_engine.output_processor
+    assert not processor.request_states and not processor.parent_requests
+    assert not processor.external_req_ids
+
+
 def test_a_bad_hint_fails_alone_and_a_good_one_is_used(ours) -> None:
     prompts = document_questions(num_documents=1)[:3]
     params = [
@@ -188,7 +202,9 @@ def test_exact_duplicates_are_computed_once_and_answered_separately(stock, ours)
     outputs = generate(ours, prompts, greedy())
     assert tokens(outputs) == tokens(expected)
     assert [int(o.request_id) for o in outputs] == sorted({int(o.request_id) for o in outputs})
-    assert outputs[0].outputs[0] is not outputs[4].outputs[0]
+    for output in outputs:  # as a rollout loop closes its sequences
+        output.outputs[0].token_ids.append(2)
+    assert tokens(outputs) == [[[*sample, 2] for sample in each] for each in tokens(expected)]
     assert (ours.report().num_duplicates, ours.report().num_requests) == (8, 12)
 
 

@@ -16,6 +16,22 @@ def call_core(llm_engine: Any, method: str, *args: Any) -> Any:
     return getattr(client.engine_core, method)(*args)
 
 
+def withdraw(llm_engine: Any, request_id: str) -> None:
+    """Take out what is left of a request that failed while it was added; nothing if nothing is.
+
+    vLLM's front end registers a request, and each sample of it, before the engine core gets it,
+    and would wait for its output for ever.
+
+    request_id: the caller's, which names all samples.
+    """
+    processor = llm_engine.output_processor
+    own_ids = list(processor.external_req_ids.get(request_id, ()))
+    parents = [processor.request_states[own_id].parent_req for own_id in own_ids]
+    llm_engine.abort_request(own_ids, internal=True)
+    for parent in filter(None, parents):
+        processor.parent_requests.pop(parent.request_id, None)
+
+
 def runs_beside_us(llm_engine: Any) -> bool:
     """Whether the engine core steps by itself, in another process."""
     return hasattr(llm_engine.engine_core, "call_utility")

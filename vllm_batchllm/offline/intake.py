@@ -33,12 +33,14 @@ class Intake:
     """Queues the requests of one call.
 
     add_request: vLLM's ``_add_request``; returns the engine's id of the request.
-    next_id: the next number of vLLM's request counter.
+    next_id: the next number of vLLM's request counter. withdraw: takes out of the engine what is left
+    of the request with the latest number, which failed.
     """
 
     batch: Batch
     add_request: Callable[..., str]
     next_id: Callable[[], int]
+    withdraw: Callable[[], None]
     dedupe: bool
 
     def take(
@@ -99,6 +101,7 @@ class Intake:
         except VLLMServerError:
             raise
         except Exception as error:  # noqa: BLE001 - kept for this request, shown in its place
+            self.withdraw()
             return self._refuse(prompt.get("prompt"), error)
         self.batch.queued(engine_id, prompt, lora_request, params)
         if shareable:
