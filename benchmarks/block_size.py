@@ -29,13 +29,13 @@ sys.path.insert(0, str(Path(__file__).parent / "demo"))
 
 from main_job import MODEL, make_tasks, tokenized
 
-from vllm_batchllm.bench.batch import Batch, kv_blocks_for
 from vllm_batchllm.bench.engine import BATCHLLM, EngineSpec, build_engine, scheduler_of
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
-from vllm_batchllm.bench.recorder import record
 from vllm_batchllm.bench.sampling import sampling_params
-from vllm_batchllm.bench.workloads import make_workload
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.measure.recorder import record
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
+from vllm_batchllm.workloads.catalog import make_workload
 
 DEMO = "demo"
 Row = dict[str, Any]

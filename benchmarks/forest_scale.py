@@ -39,11 +39,11 @@ from hashed_requests import (
     nested_requests,
 )
 
-from vllm_batchllm.memory.block_pool import GlobalPrefixBlockPool
-from vllm_batchllm.schedule.line import AdmissionLine
-from vllm_batchllm.schedule.order import ORDERS, make_order
-from vllm_batchllm.schedule.planned_line import line_for
-from vllm_batchllm.schedule.queue import PrefixGroupQueue
+from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool
+from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.planned_group_queue import line_for
+from vllm_batchllm.ordering.policies import ORDERS, make_order
+from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 
 SHAPES = ("nested", "main", "industry")
 STEP_ADMISSIONS = 256

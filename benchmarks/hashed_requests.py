@@ -22,7 +22,7 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
-from vllm_batchllm.bench.workloads import make_workload
+from vllm_batchllm.workloads.catalog import make_workload
 
 HASH_BYTES = 32
 PREFIX_TOKENS, SUFFIX_TOKENS, OUTPUT_TOKENS, DEGREE = 2000, 200, 100, 16

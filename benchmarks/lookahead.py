@@ -28,15 +28,15 @@ from fake_engine import model_folder
 from lookahead_arms import Workload, arms_for, run
 from tqdm import tqdm
 
-from vllm_batchllm.prefix.optimum import optimal_saving
-from vllm_batchllm.schedule.order import ORDERS
-from vllm_batchllm.simulate.trace import (
+from vllm_batchllm.input.trace import (
     TraceError,
     num_distinct_blocks,
     output_of,
     prompt_of,
     read_trace,
 )
+from vllm_batchllm.ordering.policies import ORDERS
+from vllm_batchllm.prefix.best_saving import optimal_saving
 
 BAD_INPUT = 2
 HEADER = (

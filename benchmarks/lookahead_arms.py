@@ -20,10 +20,10 @@ from pooled import LruScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from vllm_batchllm.schedule.line import AdmissionLine
-from vllm_batchllm.schedule.order import DepthFirst
-from vllm_batchllm.schedule.queue import PrefixGroupQueue
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.policies import DepthFirst
+from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 
 class ArrivalLine(AdmissionLine[Request]):

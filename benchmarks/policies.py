@@ -4,7 +4,7 @@
     python benchmarks/policies.py --out benchmarks/results/policies
 
 Schedulers are real and run on a fake KV config, so counters are exact and repeat. Time is modelled
-from them (`vllm_batchllm/schedule/cost_rule.py`, costs fitted on runs of the real engine).
+from them (`vllm_batchllm/admission/step_costs.py`, costs fitted on runs of the real engine).
 """
 
 from __future__ import annotations

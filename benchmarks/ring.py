@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vllm_batchllm.bench.batch import Batch, kv_blocks_for
-from vllm_batchllm.bench.workloads import make_workload
-from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS
+from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
 from vllm_batchllm.simulate.arms import SORTED, find_arm
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts
 from vllm_batchllm.simulate.run import EngineSizes, run_arm
+from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
+from vllm_batchllm.workloads.catalog import make_workload
 
 BLOCK_SIZE = 32
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS = 256, 2048

@@ -42,7 +42,7 @@ import psutil
 from fake_engine import make_request, make_scheduler, make_vllm_config, model_folder, model_output
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 ARMS: dict[str, Any] = {"stock": Scheduler, "batchllm": BatchLLMScheduler}
 DEGREE, PREFIX_TOKENS, SUFFIX_TOKENS = 16, 128, 32

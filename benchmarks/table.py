@@ -12,9 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.report import result_from_dict
 from vllm_batchllm.bench.tables import ratio_text
+from vllm_batchllm.measure.metrics import ABResult
 
 HEADER = (
     "workload",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vllm_batchllm.config import BatchLLMConfig
     from vllm_batchllm.llm import LLM
-    from vllm_batchllm.report import BatchReport
+    from vllm_batchllm.offline.report import BatchReport
 
 __all__ = ["LLM", "BatchLLMConfig", "BatchReport", "SamplingParams", "__version__"]
 
@@ -25,7 +25,7 @@ __version__ = importlib.metadata.version("vllm-batchllm")
 _HOME = {
     "LLM": "vllm_batchllm.llm",
     "BatchLLMConfig": "vllm_batchllm.config",
-    "BatchReport": "vllm_batchllm.report",
+    "BatchReport": "vllm_batchllm.offline.report",
     "SamplingParams": "vllm",
 }
 

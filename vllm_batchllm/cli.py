@@ -6,8 +6,8 @@ from __future__ import annotations
 import typer
 
 from vllm_batchllm.bench.command import bench
+from vllm_batchllm.calibrate.command import calibrate
 from vllm_batchllm.plan.command import plan
-from vllm_batchllm.simulate.calibrate_command import calibrate
 from vllm_batchllm.simulate.command import simulate
 
 app = typer.Typer(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vllm_batchllm.shown import shown
+from vllm_batchllm.messages import shown
 
 SECTION = "batchllm"
 """Key of our options inside vLLM's ``additional_config``."""

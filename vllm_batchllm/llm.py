@@ -15,17 +15,17 @@ from typing import Any
 
 from vllm import LLM as StockLLM
 
-from vllm_batchllm import compat
+from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.offline.batch import Batch
-from vllm_batchllm.offline.engine import call_core, held, withdraw
+from vllm_batchllm.offline.engine_core import call_core, held, withdraw
 from vllm_batchllm.offline.intake import Intake, Unrenderable
 from vllm_batchllm.offline.progress import BatchProgress
-from vllm_batchllm.plugin import BATCHLLM_SCHEDULER, is_ours, register
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
-from vllm_batchllm.report import BatchReport, make_report
-from vllm_batchllm.schedule.counters import ScheduleCounters
+from vllm_batchllm.offline.report import BatchReport, make_report
+from vllm_batchllm.plugin.registration import BATCHLLM_SCHEDULER, is_ours, register
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.stats.counters import ScheduleCounters
 
 logger = get_logger(__name__)
 
@@ -55,7 +55,7 @@ class LLM(StockLLM):
         batchllm: BatchLLMConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        compat.check_vllm_version()
+        vllm_version.check_vllm_version()
         check_model_folder(model)
         register()  # the config checks, where plugin loading was restricted
         self.batchllm_config = _put_options(batchllm, kwargs)

@@ -23,7 +23,6 @@ from typing import Any
 
 from rich.console import Console
 
-from vllm_batchllm.bench.batch import Batch, kv_blocks_for
 from vllm_batchllm.bench.engine import (
     BATCHLLM,
     STOCK,
@@ -31,11 +30,12 @@ from vllm_batchllm.bench.engine import (
     engine_kwargs,
     prepare_environment,
 )
-from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.plots import plot_results
 from vllm_batchllm.bench.report import result_to_dict
 from vllm_batchllm.bench.runner import Progress, run_ab
 from vllm_batchllm.bench.tables import match_text, ratio_text
+from vllm_batchllm.measure.metrics import ABResult
+from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fetch_model import verify_model

@@ -23,13 +23,13 @@ if __name__ == "__main__":  # whoever imports this keeps the log as it is
 import typer
 from sim_rows import table
 
-from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.report import report_from_dict
-from vllm_batchllm.bench.workloads import make_workload
+from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.simulate.arms import find_arm
 from vllm_batchllm.simulate.calibration import Calibration
 from vllm_batchllm.simulate.setup import SetupOptions, make_setup
 from vllm_batchllm.simulate.suite import Simulation, simulate
+from vllm_batchllm.workloads.catalog import make_workload
 
 PAIRS = (("stock", "batchllm"), ("sorted", "batchllm"), ("stock", "sorted"))
 

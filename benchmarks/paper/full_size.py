@@ -27,7 +27,7 @@ from platforms import (
 )
 from sim_rows import Row, run_rows, table
 
-from vllm_batchllm.bench.workloads import workload_names
+from vllm_batchllm.workloads.catalog import workload_names
 
 COLUMNS = (SORTED, PAPER, OURS)
 

@@ -28,7 +28,7 @@ from platforms import (
 )
 from sim_rows import Row, run_rows, table
 
-from vllm_batchllm.bench.workloads import workload_names
+from vllm_batchllm.workloads.catalog import workload_names
 
 SHARED = "shared attention"
 MAIN = (SORTED, PAPER, OURS, SHARED)

@@ -14,10 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vllm_batchllm.bench.batch import Batch
-from vllm_batchllm.bench.environment import usable_cores
-from vllm_batchllm.bench.workloads import make_workload
+from vllm_batchllm.measure.environment import usable_cores
 from vllm_batchllm.simulate.cost_model import PUBLISHED, Constants
+from vllm_batchllm.workloads.batch import Batch
+from vllm_batchllm.workloads.catalog import make_workload
 
 
 @dataclass(frozen=True, slots=True)

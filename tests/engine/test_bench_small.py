@@ -10,10 +10,10 @@ from conftest import ENGINE
 
 from vllm_batchllm.bench.engine import EngineSpec
 from vllm_batchllm.bench.engines import Engines
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.runner import Progress, run_ab
-from vllm_batchllm.bench.workloads import make_workload
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import ABResult
+from vllm_batchllm.workloads.catalog import make_workload
 
 BATCH = make_workload("micro-2000-200-d4", scale=16, num_requests=24, vocab_size=40_000)
 ARMS = ("stock", "sorted", "batchllm")

@@ -272,7 +272,7 @@ def test_the_stock_engine_beside_us_is_stock(stock, ours) -> None:
     from vllm.v1.core.sched.request_queue import FCFSRequestQueue
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+    from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
     stock_scheduler = stock.llm_engine.engine_core.engine_core.scheduler
     assert type(stock_scheduler) is Scheduler

@@ -110,7 +110,7 @@ def test_metrics_tell_exactly_what_was_sent(server) -> None:
 
 
 def test_metrics_carry_every_family(server) -> None:
-    from vllm_batchllm.metrics.families import FAMILIES
+    from vllm_batchllm.stats.families import FAMILIES
 
     names = set(scrape(server))
     counters = {family.full_name for family in FAMILIES if family.kind == "counter"}

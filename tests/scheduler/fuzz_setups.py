@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pooled import KV_GROUPS, make
 from vllm.config import KVTransferConfig, SpeculativeConfig, VllmConfig
 
-from vllm_batchllm.schedule.lengths import MAX_HINT
-from vllm_batchllm.schedule.order import ORDERS
-from vllm_batchllm.schedule.scheduler import create_scheduler
+from vllm_batchllm.admission.length_estimator import MAX_HINT
+from vllm_batchllm.ordering.policies import ORDERS
+from vllm_batchllm.scheduler.scheduler import create_scheduler
 
 BLOCK_SIZE = 4
 NUM_DRAFTS = 3

@@ -20,10 +20,10 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from vllm_batchllm.memory.block_pool import installed_pool
-from vllm_batchllm.schedule.line import shares_prefixes
-from vllm_batchllm.schedule.queue import PrefixGroupQueue
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.kv_cache.block_pool import installed_pool
+from vllm_batchllm.ordering.group_queue import shares_prefixes
+from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 BLOCK_SIZE = 4
 

@@ -22,9 +22,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import Request
 
-from vllm_batchllm.schedule.gate import GatedKVCacheManager, length_is_known
-from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
-from vllm_batchllm.schedule.victims import num_own_blocks
+from vllm_batchllm.scheduler.kv_cache_manager import GatedKVCacheManager, length_is_known
+from vllm_batchllm.scheduler.preemption import num_own_blocks
+from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
 STOP = 999
 

@@ -25,9 +25,9 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_batchllm.memory.block_pool import GlobalPrefixBlockPool, installed_pool
+from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool, installed_pool
 from vllm_batchllm.prefix.forest import PrefixForest
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 
 def build(model: str, cls: Any = BatchLLMScheduler, groups: str = "full", **config: Any) -> Any:

@@ -26,7 +26,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 STOP = 999
 NUM_BLOCKS = 24

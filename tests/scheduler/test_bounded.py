@@ -12,7 +12,7 @@ import pytest
 from fake_engine import make_requests, make_scheduler, make_vllm_config, model_output
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 
 def build(llama: str, **config: Any) -> Any:

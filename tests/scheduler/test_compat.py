@@ -11,15 +11,15 @@ import pytest
 from vllm.v1.core.sched.request_queue import RequestQueue
 
 import vllm_batchllm
-from vllm_batchllm import compat
-from vllm_batchllm.schedule.queue import PrefixGroupQueue
+from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.touched import Touched
 
 PACKAGE = Path(vllm_batchllm.__file__).parent
 
 
-@pytest.mark.parametrize("entry", compat.LEDGER, ids=lambda entry: entry.path)
-def test_each_symbol_is_there_with_the_parameters_we_use(entry: compat.Touched) -> None:
+@pytest.mark.parametrize("entry", vllm_version.LEDGER, ids=lambda entry: entry.path)
+def test_each_symbol_is_there_with_the_parameters_we_use(entry: vllm_version.Touched) -> None:
     target = entry.resolve()
     missing = set(entry.parameters) - set(inspect.signature(target).parameters)
     assert not missing, f"{entry.path} lost {missing}"
@@ -30,18 +30,22 @@ def test_each_symbol_is_there_with_the_parameters_we_use(entry: compat.Touched) 
     ("path", "base", "upstream"),
     [
         ("llm.py", "StockLLM", "vllm:LLM"),
-        ("schedule/scheduler.py", "Scheduler", "vllm.v1.core.sched.scheduler:Scheduler"),
-        ("schedule/gate.py", "KVCacheManager", "vllm.v1.core.kv_cache_manager:KVCacheManager"),
-        ("memory/block_pool.py", "BlockPool", "vllm.v1.core.block_pool:BlockPool"),
+        ("scheduler/scheduler.py", "Scheduler", "vllm.v1.core.sched.scheduler:Scheduler"),
         (
-            "memory/free_list.py",
+            "scheduler/kv_cache_manager.py",
+            "KVCacheManager",
+            "vllm.v1.core.kv_cache_manager:KVCacheManager",
+        ),
+        ("kv_cache/block_pool.py", "BlockPool", "vllm.v1.core.block_pool:BlockPool"),
+        (
+            "kv_cache/free_queue.py",
             "FreeKVCacheBlockQueue",
             "vllm.v1.core.kv_cache_utils:FreeKVCacheBlockQueue",
         ),
     ],
 )
 def test_every_vllm_method_that_we_override_is_in_the_ledger(path, base, upstream) -> None:
-    known = {entry.path.rpartition(".")[2] for entry in compat.LEDGER}
+    known = {entry.path.rpartition(".")[2] for entry in vllm_version.LEDGER}
     stock = Touched(upstream, "", "", "").resolve()
     tree = ast.parse((PACKAGE / path).read_text())
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
@@ -58,16 +62,16 @@ def test_the_queue_interface_has_not_grown() -> None:
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.1", "0.32.9.post1"])
 def test_supported_versions_pass(version, monkeypatch) -> None:
-    monkeypatch.setattr(compat, "installed_vllm_version", lambda: version)
-    compat.check_vllm_version()
+    monkeypatch.setattr(vllm_version, "installed_vllm_version", lambda: version)
+    vllm_version.check_vllm_version()
 
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.33.0rc1", "1.0", "nonsense", None])
 def test_unsupported_versions_are_refused_by_name(version, monkeypatch) -> None:
-    monkeypatch.setattr(compat, "installed_vllm_version", lambda: version)
-    with pytest.raises(compat.UnsupportedVLLMError, match=r">= 0\.32\.0, < 0\.33") as refusal:
-        compat.check_vllm_version()
+    monkeypatch.setattr(vllm_version, "installed_vllm_version", lambda: version)
+    with pytest.raises(vllm_version.UnsupportedVLLMError, match=r">= 0\.32\.0, < 0\.33") as refusal:
+        vllm_version.check_vllm_version()
     assert (version or "not installed") in str(refusal.value)
-    monkeypatch.setenv(compat.SKIP_VERSION_CHECK, "1")
+    monkeypatch.setenv(vllm_version.SKIP_VERSION_CHECK, "1")
     if version is not None:
-        compat.check_vllm_version()  # at the user's own risk: no refusal
+        vllm_version.check_vllm_version()  # at the user's own risk: no refusal

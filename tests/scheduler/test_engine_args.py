@@ -12,8 +12,8 @@ from fake_platform import DEVICES, ours
 from vllm.config import CompilationConfig, VllmConfig
 from vllm.usage.usage_lib import UsageContext
 
-from vllm_batchllm import engine_args, plugin
-from vllm_batchllm.engine_args import FILL_IN, batch_sizes
+from vllm_batchllm.plugin import engine_config, registration
+from vllm_batchllm.plugin.engine_config import FILL_IN, batch_sizes
 
 LLM, SERVE = UsageContext.LLM_CLASS, UsageContext.OPENAI_API_SERVER
 RUN_BATCH = UsageContext.OPENAI_BATCH_RUNNER
@@ -21,7 +21,7 @@ RUN_BATCH = UsageContext.OPENAI_BATCH_RUNNER
 
 @pytest.fixture(autouse=True)
 def loaded() -> None:
-    plugin.register()
+    registration.register()
 
 
 PLAIN_MODEL = {
@@ -149,4 +149,4 @@ def test_the_largest_graph_is_as_wide_as_vllm_says(llama, monkeypatch, family, e
     )
     VllmConfig._set_cudagraph_sizes(stand_in)
     assert compilation.max_cudagraph_capture_size == expected
-    assert engine_args._max_graph_tokens(ours(llama)) == expected
+    assert engine_config._max_graph_tokens(ours(llama)) == expected

@@ -17,9 +17,9 @@ from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from vllm_batchllm import engine_args, plugin
-from vllm_batchllm.engine_args import FILL_IN, ChosenSizes, batch_sizes
-from vllm_batchllm.engine_defaults import CPU_BLOCK_SIZE, CPU_STOCK_BLOCK_SIZE
+from vllm_batchllm.plugin import engine_config, registration
+from vllm_batchllm.plugin.engine_config import FILL_IN, ChosenSizes, batch_sizes
+from vllm_batchllm.plugin.engine_sizes import CPU_BLOCK_SIZE, CPU_STOCK_BLOCK_SIZE
 
 LLM, SERVE = UsageContext.LLM_CLASS, UsageContext.OPENAI_API_SERVER
 RUN_BATCH = UsageContext.OPENAI_BATCH_RUNNER
@@ -27,7 +27,7 @@ RUN_BATCH = UsageContext.OPENAI_BATCH_RUNNER
 
 @pytest.fixture(autouse=True)
 def loaded() -> None:
-    plugin.register()
+    registration.register()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def loaded() -> None:
 )
 def test_a_real_config_and_one_line_that_tells(llama, monkeypatch, given, expected, told) -> None:
     lines: list[str] = []  # vLLM's logging may or may not hand records on to pytest
-    monkeypatch.setattr(engine_args.logger, "info", lambda text, *some: lines.append(text % some))
+    monkeypatch.setattr(engine_config.logger, "info", lambda text, *some: lines.append(text % some))
     args = ours(llama, **given)
     config = args.create_engine_config(SERVE)
     assert sizes_of(config) == expected

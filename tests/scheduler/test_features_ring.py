@@ -20,7 +20,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
 STOP = 9
 MAX_TOKENS = 40

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_batchllm.offline.engine import held
+from vllm_batchllm.offline.engine_core import held
 
 
 class SeparateCore:

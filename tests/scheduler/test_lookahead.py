@@ -14,14 +14,14 @@ import typer
 from lookahead import lookahead
 from lookahead_arms import Workload, arms_for, run
 
-from vllm_batchllm.prefix.optimum import optimal_saving
-from vllm_batchllm.simulate.trace import (
+from vllm_batchllm.input.trace import (
     TraceError,
     num_distinct_blocks,
     output_of,
     prompt_of,
     read_trace,
 )
+from vllm_batchllm.prefix.best_saving import optimal_saving
 
 BLOCK_SIZE = 32
 GOOD = {"timestamp": 5, "input_length": 700, "output_length": 9, "hash_ids": [0, 3]}

@@ -19,11 +19,11 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.metrics.stats import KV_FETCH_STAGES, SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from vllm_batchllm.metrics import loggers
-from vllm_batchllm.metrics.families import FAMILIES
-from vllm_batchllm.plugin import BATCHLLM_SCHEDULER
-from vllm_batchllm.schedule.feed import CARRIER, CounterFeed
-from vllm_batchllm.schedule.scheduler import create_scheduler
+from vllm_batchllm.plugin.registration import BATCHLLM_SCHEDULER
+from vllm_batchllm.scheduler.scheduler import create_scheduler
+from vllm_batchllm.stats import loggers
+from vllm_batchllm.stats.families import FAMILIES
+from vllm_batchllm.stats.transport import CARRIER, CounterFeed
 
 SHARED = list(range(10, 42))
 PROMPTS = [SHARED + [100 + n] * 20 for n in range(6)]

@@ -20,10 +20,10 @@ from fake_engine import (
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
-from vllm_batchllm.schedule.order import ORDERS
-from vllm_batchllm.schedule.planned_line import PlannedLine
-from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
+from vllm_batchllm.ordering.planned_group_queue import PlannedLine
+from vllm_batchllm.ordering.policies import ORDERS
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
 Prompts = list[list[int]]
 BLOCK = 16

@@ -12,13 +12,14 @@ from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_batchllm import compat, plugin
+from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.plugin import registration
 
 
 @pytest.fixture(autouse=True)
 def loaded() -> None:
     load_general_plugins()
-    plugin.register()
+    registration.register()
 
 
 def parser() -> FlexibleArgumentParser:
@@ -33,7 +34,7 @@ def test_the_entry_point_is_found_by_vllm() -> None:
 def test_scheduler_by_name(make) -> None:
     common = ["-i", "a", "-o", "b"] if make is not parser else []
     args = make().parse_args([*common, "--scheduler", "batchllm"])
-    assert args.scheduler_cls == plugin.BATCHLLM_SCHEDULER
+    assert args.scheduler_cls == registration.BATCHLLM_SCHEDULER
     assert make().parse_args([*common, "--scheduler", "stock"]).scheduler_cls is None
 
 
@@ -43,14 +44,14 @@ def test_bench_throughput_takes_the_option() -> None:
     bench = FlexibleArgumentParser()
     add_cli_args(bench)
     args = bench.parse_args(["--scheduler=batchllm"])
-    assert args.scheduler_cls == plugin.BATCHLLM_SCHEDULER
+    assert args.scheduler_cls == registration.BATCHLLM_SCHEDULER
 
 
 def test_serve_takes_the_option() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--scheduler", "batchllm"])
-    assert args.scheduler_cls == plugin.BATCHLLM_SCHEDULER
+    assert args.scheduler_cls == registration.BATCHLLM_SCHEDULER
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,8 @@ def test_bad_choices_are_refused_in_words(words, message, capsys) -> None:
 
 
 def test_an_unsupported_vllm_is_named_when_chosen_and_stock_runs_go_on(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(compat, "installed_vllm_version", lambda: "0.40.0")
-    plugin.register()
+    monkeypatch.setattr(vllm_version, "installed_vllm_version", lambda: "0.40.0")
+    registration.register()
     assert parser().parse_args([]).scheduler_cls is None
     with pytest.raises(SystemExit):
         parser().parse_args(["--scheduler", "batchllm"])
@@ -79,7 +80,7 @@ def test_an_unsupported_vllm_is_named_when_chosen_and_stock_runs_go_on(capsys, m
 
 def test_registering_again_changes_nothing() -> None:
     before = EngineArgs.add_cli_args, EngineArgs.create_engine_config
-    plugin.register()
+    registration.register()
     assert (EngineArgs.add_cli_args, EngineArgs.create_engine_config) == before
 
 
@@ -103,7 +104,7 @@ def test_prefix_caching_off_is_refused_before_an_engine_starts(llama) -> None:
         )
 
     with pytest.raises(ValueError, match=r"needs prefix caching.*--no-enable-prefix-caching"):
-        engine_args(scheduler_cls=plugin.BATCHLLM_SCHEDULER).create_engine_config()
+        engine_args(scheduler_cls=registration.BATCHLLM_SCHEDULER).create_engine_config()
     assert engine_args().create_engine_config().scheduler_config.get_scheduler_cls() is Scheduler
 
 
@@ -111,7 +112,7 @@ def test_bad_options_are_refused_before_an_engine_starts(llama) -> None:
     args = EngineArgs(
         model=llama,
         skip_tokenizer_init=True,
-        scheduler_cls=plugin.BATCHLLM_SCHEDULER,
+        scheduler_cls=registration.BATCHLLM_SCHEDULER,
         additional_config={"batchllm": {"order": "random"}},
     )
     with pytest.raises(ValueError, match="'order' = 'random' is not allowed; allowed: 'dfs'"):
@@ -119,7 +120,7 @@ def test_bad_options_are_refused_before_an_engine_starts(llama) -> None:
 
 
 def test_a_vllm_without_scheduler_cls_keeps_its_commands() -> None:
-    wrapped = plugin._with_scheduler_option(lambda parser: parser)
+    wrapped = registration._with_scheduler_option(lambda parser: parser)
     bare = FlexibleArgumentParser()
     assert wrapped(bare) is bare
     assert "--scheduler" not in bare._option_string_actions

@@ -7,7 +7,7 @@ import pytest
 from policies import POLICIES, _sweep_table, _table
 from ring import run, workload
 
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 
 
 def test_every_policy_serves_the_batch_and_none_saves_more_than_is_possible() -> None:

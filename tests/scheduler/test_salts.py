@@ -14,8 +14,8 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
-from vllm_batchllm.schedule.gate import candidate_of
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.kv_cache_manager import candidate_of
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 BLOCK_SIZE = 16
 SALTS = (None, "tenant a", "tenant b")

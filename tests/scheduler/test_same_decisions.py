@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_engine import make_request, make_scheduler, make_vllm_config, model_output
 
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 STOP = 999
 NUM_REQUESTS = 160

@@ -23,10 +23,10 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
-from vllm_batchllm.schedule.order import ORDERS
-from vllm_batchllm.schedule.queue import PrefixGroupQueue
-from vllm_batchllm.schedule.scheduler import (
+from vllm_batchllm.ordering.policies import ORDERS
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
+from vllm_batchllm.scheduler.scheduler import (
     AsyncBatchLLMScheduler,
     BatchLLMScheduler,
     create_scheduler,
@@ -341,7 +341,7 @@ def test_options_have_defaults_and_bad_ones_are_refused(llama) -> None:
 
 
 def test_an_unsupported_vllm_is_refused(llama, monkeypatch) -> None:
-    monkeypatch.setattr("vllm_batchllm.compat.installed_vllm_version", lambda: "0.31.2")
+    monkeypatch.setattr("vllm_batchllm.compat.version.installed_vllm_version", lambda: "0.31.2")
     with pytest.raises(RuntimeError, match=r"vLLM 0\.31\.2 is installed.*>= 0\.32\.0, < 0\.33"):
         make_scheduler(BatchLLMScheduler, make_vllm_config(llama))
     monkeypatch.setenv("VLLM_BATCHLLM_SKIP_VERSION_CHECK", "1")

@@ -11,8 +11,7 @@ import pytest
 from page_model import Reader
 from test_page_browser import CHROMIUM, INSTALL, browse
 
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.workloads import make_workload
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.page.page import render_page
 from vllm_batchllm.page.parts import stacked_parts
 from vllm_batchllm.simulate.arms import find_arm
@@ -20,6 +19,7 @@ from vllm_batchllm.simulate.page import PARTS, page_writer, simulation_page
 from vllm_batchllm.simulate.setup import SetupOptions, make_setup
 from vllm_batchllm.simulate.show import header, rows
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport, simulate
+from vllm_batchllm.workloads.catalog import make_workload
 
 SCRIPT = "<script>alert(1)</script>"
 BATCHES = [make_workload(name, scale=32, num_requests=24) for name in ("mixed", "tree-3")]

@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import batch_of, batches, trie_size
 
-from vllm_batchllm.bench.batch import Batch
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.workloads import make_workload
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate import bound, run
 from vllm_batchllm.simulate.arms import arm_names, find_arm
 from vllm_batchllm.simulate.cost_model import Constants, Measured, MeasuredCosts, Roofline, StepTime
@@ -23,6 +21,8 @@ from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.ring import RingSpec, build_scheduler, make_requests, sample
 from vllm_batchllm.simulate.run import EngineSizes, SimulatedRun, run_arm
 from vllm_batchllm.simulate.work import WorkMeter
+from vllm_batchllm.workloads.batch import Batch
+from vllm_batchllm.workloads.catalog import make_workload
 
 ON_CPU = MeasuredCosts(5e-3, 4e-5, 6e-5, kv_s=9e-8, held_s=3.5e-7, pair_s=1e-8)
 COSTS = Roofline(

@@ -16,7 +16,7 @@ from fake_engine import (
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_batchllm.config import BatchLLMConfig
-from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
 NUM_REQUESTS, PROMPT, OUTPUT = 60, 1600, 40
 PROMPTS = [[1 + number, *[5] * (PROMPT - 1)] for number in range(NUM_REQUESTS)]

@@ -12,7 +12,7 @@ from fake_engine import make_requests, make_vllm_config, model_output
 from pooled import BLOCK_SIZE, KV_GROUPS, full, make, sliding_window
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 PROMPTS = [[1 + n % 6] * 24 + [20 + n, 5, 6] for n in range(60)]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from vllm_batchllm.bench.batch import Batch
+from vllm_batchllm.workloads.batch import Batch
 
 LLAMA_8B = {
     "hidden_size": 4096,

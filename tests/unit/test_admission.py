@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vllm_batchllm.schedule.admission import Admission
-from vllm_batchllm.schedule.admission_options import AdmissionOptions
-from vllm_batchllm.schedule.candidate import Candidate
-from vllm_batchllm.schedule.cost_rule import MIN_OVERCOMMIT, Costs
-from vllm_batchllm.schedule.counters import ScheduleCounters
+from vllm_batchllm.admission.candidate import Candidate
+from vllm_batchllm.admission.controller import Admission
+from vllm_batchllm.admission.options import AdmissionOptions
+from vllm_batchllm.admission.step_costs import MIN_OVERCOMMIT, Costs
+from vllm_batchllm.stats.counters import ScheduleCounters
 
 COMPUTE_BOUND = Costs(step_s=1e-3, prefill_s=1e-3)
 STEP_BOUND = Costs(step_s=1.0, prefill_s=1e-6)

@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefix_trie_oracle import Item, OrderOracle
 
-from vllm_batchllm.schedule.line import AdmissionLine
-from vllm_batchllm.schedule.order import PATIENCE, DecodeRatio, DepthFirst, ShortFirst, make_order
+from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.policies import (
+    PATIENCE,
+    DecodeRatio,
+    DepthFirst,
+    ShortFirst,
+    make_order,
+)
 
 paths = st.lists(st.integers(0, 2), max_size=6).map(tuple)
 operations = st.lists(

@@ -14,15 +14,6 @@ from typer.testing import CliRunner
 
 from vllm_batchllm.bench import command, suite
 from vllm_batchllm.bench.engine import EngineSpec
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import (
-    ABResult,
-    Difference,
-    OutputMatch,
-    RunInputs,
-    run_metrics,
-)
-from vllm_batchllm.bench.recorder import StepRecord
 from vllm_batchllm.bench.report import report_from_dict
 from vllm_batchllm.bench.suite import (
     SUITE,
@@ -32,7 +23,16 @@ from vllm_batchllm.bench.suite import (
     resolve_model,
     resolve_workloads,
 )
-from vllm_batchllm.bench.workloads import workload_names
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import (
+    ABResult,
+    Difference,
+    OutputMatch,
+    RunInputs,
+    run_metrics,
+)
+from vllm_batchllm.measure.recorder import StepRecord
+from vllm_batchllm.workloads.catalog import workload_names
 
 ENGINE = EngineSpec(model="m", kv_blocks=0, max_model_len=0)
 ARMS = ("stock", "sorted", "batchllm")

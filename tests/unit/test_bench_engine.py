@@ -23,7 +23,7 @@ from vllm_batchllm.bench.engine import (
     scheduler_of,
 )
 from vllm_batchllm.bench.engines import Engines
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.errors import BenchError
 
 SPEC = EngineSpec(model="m", kv_blocks=100, max_model_len=300)
 

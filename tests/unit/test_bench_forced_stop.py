@@ -8,9 +8,9 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from vllm_batchllm.bench.batch import Batch
 from vllm_batchllm.bench.forced_stop import ForcedStopProcessor
 from vllm_batchllm.bench.sampling import OUTPUT_LEN_KEY, STOP_TOKEN_ID, sampling_params
+from vllm_batchllm.workloads.batch import Batch
 
 VOCAB = 8
 

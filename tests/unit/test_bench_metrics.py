@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.bench.metrics import (
+from vllm_batchllm.measure.metrics import (
     ABResult,
     RunInputs,
     RunMetrics,
@@ -15,7 +15,7 @@ from vllm_batchllm.bench.metrics import (
     paired_ratio,
     run_metrics,
 )
-from vllm_batchllm.bench.recorder import StepRecord
+from vllm_batchllm.measure.recorder import StepRecord
 
 INPUTS = RunInputs(num_requests=10, prompt_tokens=1000, output_tokens=200, optimal_saved_tokens=800)
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vllm_batchllm.bench import random_model as module
-from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
+from vllm_batchllm.errors import BenchError
 
 SMALL = RandomModelSpec(hidden_size=64, num_layers=2, intermediate_size=128, vocab_size=256)
 

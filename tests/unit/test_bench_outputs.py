@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vllm_batchllm.bench.batch import Batch
 from vllm_batchllm.bench.outputs import TIE_GAP, compare_outputs, first_difference, gap_finder
+from vllm_batchllm.workloads.batch import Batch
 
 REFERENCE = [[1, 2, 3], [4, 5, 6]]
 

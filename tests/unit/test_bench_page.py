@@ -14,11 +14,11 @@ from page_model import Reader
 from typer.testing import CliRunner
 
 from vllm_batchllm.bench import command, suite
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import ABResult, Difference, OutputMatch
 from vllm_batchllm.bench.page import bench_page
 from vllm_batchllm.bench.report import Report, report_from_dict, report_to_dict
 from vllm_batchllm.bench.tables import detail_rows, summary_rows
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import ABResult, Difference, OutputMatch
 from vllm_batchllm.page.icicle import GroupBox
 from vllm_batchllm.page.page import render_page
 

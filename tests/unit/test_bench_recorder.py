@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_batchllm.bench.recorder import record
+from vllm_batchllm.measure.recorder import record
 
 
 def step(

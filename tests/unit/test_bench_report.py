@@ -8,16 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import (
-    ABResult,
-    Difference,
-    OutputMatch,
-    RunInputs,
-    run_metrics,
-)
 from vllm_batchllm.bench.plots import plot_results
-from vllm_batchllm.bench.recorder import StepRecord
 from vllm_batchllm.bench.report import (
     Report,
     markdown,
@@ -26,6 +17,15 @@ from vllm_batchllm.bench.report import (
     write_report,
 )
 from vllm_batchllm.bench.tables import summary_header, summary_rows
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import (
+    ABResult,
+    Difference,
+    OutputMatch,
+    RunInputs,
+    run_metrics,
+)
+from vllm_batchllm.measure.recorder import StepRecord
 
 ARMS = ("stock", "sorted", "batchllm")
 MAKESPANS = {"stock": (9.0, 6.0, 8.0), "sorted": (3.0, 3.0, 2.0), "batchllm": (3.0, 2.0, 2.0)}

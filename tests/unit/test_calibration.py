@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS
+from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.simulate.calibration import (
     CALIBRATION_FILE,
     Calibration,

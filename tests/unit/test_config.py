@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from vllm_batchllm.config import OPTIONS, BatchLLMConfig, allowed
-from vllm_batchllm.schedule.order import ORDERS
+from vllm_batchllm.ordering.policies import ORDERS
 
 
 def test_defaults_and_round_trip() -> None:
@@ -94,8 +94,8 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_planning_and_options_do_not_load_vllm() -> None:
     code = (
-        "import sys, vllm_batchllm, vllm_batchllm.config, vllm_batchllm.prefix.optimum, "
-        "vllm_batchllm.plan.command, vllm_batchllm.schedule.line, vllm_batchllm.cli; "
+        "import sys, vllm_batchllm, vllm_batchllm.config, vllm_batchllm.prefix.best_saving, "
+        "vllm_batchllm.plan.command, vllm_batchllm.ordering.group_queue, vllm_batchllm.cli; "
         "print([m for m in ('vllm', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

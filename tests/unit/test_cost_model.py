@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.simulate.cost_model import (
     PUBLISHED,
     Constants,

@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from vllm_batchllm.schedule.cost_rule import (
+from vllm_batchllm.admission.pacing import MeanLife
+from vllm_batchllm.admission.step_costs import (
     MAX_OVERCOMMIT,
     MIN_OVERCOMMIT,
     PLATFORM_COSTS,
@@ -19,7 +20,6 @@ from vllm_batchllm.schedule.cost_rule import (
     choose,
     platform_costs,
 )
-from vllm_batchllm.schedule.pace import MeanLife
 
 EVEN = MeanLife(steps=96, blocks=6, cohort_blocks=(7, 6.5, *[6] * 6), spread=0.0, holding_steps=96)
 SKEWED = MeanLife(steps=55, blocks=19, cohort_blocks=(25,) * 8, spread=2.1, holding_steps=380)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.engine_defaults import (
+from vllm_batchllm.plugin.engine_sizes import (
     Device,
     EngineSizes,
     Workload,

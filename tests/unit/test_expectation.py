@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.schedule.candidate import Candidate
-from vllm_batchllm.schedule.expectation import Expectations, drawn_quantile
-from vllm_batchllm.schedule.running import RunningRequests
+from vllm_batchllm.admission.candidate import Candidate
+from vllm_batchllm.admission.length_prediction import Expectations, drawn_quantile
+from vllm_batchllm.admission.running_requests import RunningRequests
 
 
 def request(name: str, num_generated: int = 0, max_tokens: int = 400, **more: object) -> Candidate:

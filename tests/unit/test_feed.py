@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.schedule import feed as feed_module
-from vllm_batchllm.schedule.counters import NUM_LEVELS, ScheduleCounters
-from vllm_batchllm.schedule.feed import CARRIER, OCCUPANCY, OTHER_HITS, CounterFeed, unload
+from vllm_batchllm.stats import transport as feed_module
+from vllm_batchllm.stats.counters import NUM_LEVELS, ScheduleCounters
+from vllm_batchllm.stats.transport import CARRIER, OCCUPANCY, OTHER_HITS, CounterFeed, unload
 
 
 def stats_of_vllm() -> Any:

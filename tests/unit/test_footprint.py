@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_batchllm.admission.memory_forecast import Newcomer, RunningFootprint
 from vllm_batchllm.prefix.hashing import num_equal
-from vllm_batchllm.schedule.footprint import Newcomer, RunningFootprint
 
 Path = tuple[int, ...]
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
-from vllm_batchllm.memory.free_list import Place, ZonedFreeList
-from vllm_batchllm.memory.future import Future
+from vllm_batchllm.kv_cache.block_demand import Future
+from vllm_batchllm.kv_cache.free_queue import Place, ZonedFreeList
 from vllm_batchllm.prefix.forest import PrefixForest
 
 NUM_BLOCKS = 12

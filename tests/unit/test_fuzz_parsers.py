@@ -22,20 +22,20 @@ from hypothesis import strategies as st
 from plan_model import save_model
 from rich.console import Console
 
-from vllm_batchllm.bench.batch import Batch
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.admission.length_estimator import HINT, MAX_HINT, hint_from
 from vllm_batchllm.bench.suite import parse_options, resolve_model, resolve_workloads
-from vllm_batchllm.bench.workloads import make_workload, workload_names
 from vllm_batchllm.config import OPTIONS, BatchLLMConfig
-from vllm_batchllm.engine_args import _options as options_of_engine_args
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.input.reader import read_requests
+from vllm_batchllm.input.request import BadLineError, PlanRequest, parse_request
+from vllm_batchllm.input.tokenize import tokenize_requests
+from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
+from vllm_batchllm.messages import shown
 from vllm_batchllm.plan.analysis import make_plan
-from vllm_batchllm.plan.reader import read_requests
 from vllm_batchllm.plan.render import print_plan
-from vllm_batchllm.plan.request import BadLineError, PlanRequest, parse_request
-from vllm_batchllm.plan.tokenize import tokenize_requests
-from vllm_batchllm.plan.tokenizer import TokenizerError, load_tokenizer
-from vllm_batchllm.schedule.lengths import HINT, MAX_HINT, hint_from
-from vllm_batchllm.shown import shown
+from vllm_batchllm.plugin.engine_config import _options as options_of_engine_args
+from vllm_batchllm.workloads.batch import Batch
+from vllm_batchllm.workloads.catalog import make_workload, workload_names
 
 MEGABYTE = 2**20
 NUM_LINES = 50_000

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_batchllm.prefix.forest import PrefixForest
-from vllm_batchllm.prefix.grouping import (
+from vllm_batchllm.prefix.groups import (
     RequestGroup,
     disjoint_nodes,
     exact_groups,

@@ -13,10 +13,10 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_batchllm.metrics.exporter import Exporter
-from vllm_batchllm.metrics.families import FAMILIES, samples
-from vllm_batchllm.schedule.counters import GAUGES, ScheduleCounters
-from vllm_batchllm.schedule.feed import OCCUPANCY, CounterFeed
+from vllm_batchllm.stats.counters import GAUGES, ScheduleCounters
+from vllm_batchllm.stats.exporter import Exporter
+from vllm_batchllm.stats.families import FAMILIES, samples
+from vllm_batchllm.stats.transport import OCCUPANCY, CounterFeed
 
 DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -114,7 +114,7 @@ def test_a_failed_set_up_leaves_the_registry_clean() -> None:
 
 API_PROCESS = """
 import sys
-from vllm_batchllm.metrics.exporter import Exporter
+from vllm_batchllm.stats.exporter import Exporter
 exporter = Exporter("some/model", [0])
 exporter.apply(0, {"num_steps": int(sys.argv[1]), "pace": float(sys.argv[2])})
 """

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_batchllm.prefix.best_saving import Saving, optimal_saved_tokens, optimal_saving
 from vllm_batchllm.prefix.hashing import chain_hashes
-from vllm_batchllm.prefix.optimum import Saving, optimal_saved_tokens, optimal_saving
 
 Prompt = list[int]
 # Few token values and short prompts, so that prefixes are shared often.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.schedule.pace import (
+from vllm_batchllm.admission.pacing import (
     FULL_SHARE,
     MIN_SHARE,
     Life,

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_batchllm.input.tokenize import TokenizedRequest
 from vllm_batchllm.plan.analysis import Plan, make_plan
-from vllm_batchllm.plan.tokenize import TokenizedRequest
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 
 Prompt = Sequence[int]
 Prefix = tuple[int, ...]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_batchllm.plan.lru import LruOutcome, simulate_lru
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.prefix.hashing import chain_hashes
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
 
 Prompt = list[int]
 PROMPTS = st.lists(st.lists(st.integers(0, 1), max_size=9), max_size=15)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_model import write_lines
 
-from vllm_batchllm.plan.reader import BadLine, ReadResult, read_requests
-from vllm_batchllm.plan.request import Conversation, PlanRequest, parse_request
+from vllm_batchllm.input.reader import BadLine, ReadResult, read_requests
+from vllm_batchllm.input.request import Conversation, PlanRequest, parse_request
 
 HELLO = [{"role": "user", "content": "hello"}]
 

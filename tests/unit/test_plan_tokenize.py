@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from plan_model import BOS_ID, save_model
 
-from vllm_batchllm.plan.request import parse_request
-from vllm_batchllm.plan.tokenize import TokenizeResult, tokenize_requests
-from vllm_batchllm.plan.tokenizer import TokenizerError, decode_leniently, load_tokenizer
+from vllm_batchllm.input.request import parse_request
+from vllm_batchllm.input.tokenize import TokenizeResult, tokenize_requests
+from vllm_batchllm.input.tokenizer import TokenizerError, decode_leniently, load_tokenizer
 
 EVERY_PLANE = "".join(
     chr(plane * 0x10000 + offset) for plane in range(17) for offset in (0x0041, 0x4E2D, 0xFFFD)

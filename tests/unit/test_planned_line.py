@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefix_trie_oracle import Item
 
+from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.planned_group_queue import REPLANNING_SHARE, PlannedLine, line_for
+from vllm_batchllm.ordering.policies import ORDERS as KNOWN
+from vllm_batchllm.ordering.policies import ExactGroups, Paper, make_order
 from vllm_batchllm.prefix.forest import PrefixForest
-from vllm_batchllm.prefix.grouping import RequestGroup
-from vllm_batchllm.schedule.line import AdmissionLine
-from vllm_batchllm.schedule.order import ORDERS as KNOWN
-from vllm_batchllm.schedule.order import ExactGroups, Paper, make_order
-from vllm_batchllm.schedule.planned_line import REPLANNING_SHARE, PlannedLine, line_for
+from vllm_batchllm.prefix.groups import RequestGroup
 
 ORDERS = [Paper(), ExactGroups()]
 by_order = pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)

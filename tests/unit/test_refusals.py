@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.admission.length_estimator import HINT, hint_from
 from vllm_batchllm.bench.suite import parse_options, resolve_model, resolve_workloads
-from vllm_batchllm.bench.workloads import make_workload
 from vllm_batchllm.config import BatchLLMConfig
-from vllm_batchllm.plan.request import BadLineError, parse_request
-from vllm_batchllm.plan.tokenizer import TokenizerError, load_tokenizer
-from vllm_batchllm.schedule.lengths import HINT, hint_from
-from vllm_batchllm.shown import shown
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.input.request import BadLineError, parse_request
+from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
+from vllm_batchllm.messages import shown
+from vllm_batchllm.workloads.catalog import make_workload
 
 HUGE = 10**5000
 """Python writes no number of so many digits."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vllm_batchllm.report import BatchReport, make_report
-from vllm_batchllm.schedule.counters import ScheduleCounters
+from vllm_batchllm.offline.report import BatchReport, make_report
+from vllm_batchllm.stats.counters import ScheduleCounters
 
 BUSY = ScheduleCounters(
     num_steps=20,

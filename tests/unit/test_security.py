@@ -21,7 +21,17 @@ FILE_CALLS = {
     *("open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rename"),
     *("rmtree", "remove_file", "touch", "savefig", "save_file", "fdopen", "symlink_to", "replace"),
 }
-COMMANDS = ("plan/", "bench/", "page/", "simulate/", "cli.py")
+COMMANDS = (
+    "plan/",
+    "bench/",
+    "page/",
+    "simulate/",
+    "calibrate/",
+    "input/",
+    "measure/",
+    "workloads/",
+    "cli.py",
+)
 """What runs as a command of its own, on files that its user names."""
 
 

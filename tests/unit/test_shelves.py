@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefix_trie_oracle import Item, Path
 
-from vllm_batchllm.memory.future import Future
+from vllm_batchllm.kv_cache.block_demand import Future
+from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.policies import DecodeRatio, DepthFirst, GroupOrder
 from vllm_batchllm.prefix.forest import PrefixForest
-from vllm_batchllm.schedule.line import AdmissionLine
-from vllm_batchllm.schedule.order import DecodeRatio, DepthFirst, GroupOrder
 
 paths = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 operations = st.lists(

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from plan_model import save_model, write_lines
 
-from vllm_batchllm.bench.batch import common_prefix_len
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.workloads import make_workload
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
-from vllm_batchllm.simulate.inputs import InputOptions, load_batch
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.workloads.batch import common_prefix_len
+from vllm_batchllm.workloads.catalog import make_workload
+from vllm_batchllm.workloads.sources import InputOptions, load_batch
 
 PLAIN = InputOptions()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from simulated import batch_of
 
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.simulate.devices import GIB, find_device
 from vllm_batchllm.simulate.memory import RUNTIME_BYTES, activation_bytes, num_kv_blocks
 from vllm_batchllm.simulate.models import find_model

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from simulated import LLAMA_8B
 
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.simulate.devices import DEVICES, Device, find_device
 from vllm_batchllm.simulate.models import MODELS, ModelShape, find_model, shape_of
 

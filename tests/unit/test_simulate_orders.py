@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from simulated import batch_of, batches, trie_size
 
-from vllm_batchllm.bench.batch import Batch, common_prefix_len
 from vllm_batchllm.simulate import orders
 from vllm_batchllm.simulate.arms import DEFAULT_ARMS, SGLANG, arm_names, find_arm
 from vllm_batchllm.simulate.orders import ARRANGED, MIN_SHARED_TOKENS, groups_of
+from vllm_batchllm.workloads.batch import Batch, common_prefix_len
 
 
 def longest_output(batch: Batch, places: tuple[int, ...]) -> int:

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.schedule.step_budget import MIN_STEP_TOKENS, Outstanding, StepBudget, step_tokens
+from vllm_batchllm.admission.token_budget import (
+    MIN_STEP_TOKENS,
+    Outstanding,
+    StepBudget,
+    step_tokens,
+)
 
 LONG = Outstanding(num_requests=400, num_prompt_tokens=400 * 2200, num_output_tokens=400 * 100)
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.bench.batch import (
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.workloads.batch import (
     KV_MARGIN_BLOCKS,
     Batch,
     common_prefix_len,
     distinct_prefix_tokens,
     kv_blocks_for,
 )
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.shapes import FIRST_TOKEN_ID
-from vllm_batchllm.bench.workloads import ALIASES, make_workload, workload_names
+from vllm_batchllm.workloads.catalog import ALIASES, make_workload, workload_names
+from vllm_batchllm.workloads.shapes import FIRST_TOKEN_ID
 
 NAMES = [*workload_names(), *ALIASES]
 

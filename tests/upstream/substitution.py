@@ -111,7 +111,7 @@ def install(ours: bool, mode: str) -> None:
     """Rebind the names by which vLLM, and its tests, find the classes."""
     sync_class, async_class = _get(*SCHEDULER), _get(*ASYNC_SCHEDULER)
     if ours:
-        from vllm_batchllm.schedule.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
+        from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
         sync_class, async_class = BatchLLMScheduler, _of_any_mode(AsyncBatchLLMScheduler)
         _install_memory()
@@ -133,8 +133,8 @@ def _of_any_mode(base: type) -> type:
 
 def _install_memory() -> None:
     """Pool and gate for tests that build them without a scheduler."""
-    from vllm_batchllm.memory.block_pool import GlobalPrefixBlockPool
-    from vllm_batchllm.schedule.gate import GatedKVCacheManager
+    from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool
+    from vllm_batchllm.scheduler.kv_cache_manager import GatedKVCacheManager
 
     stock_pool = _get("vllm.v1.core.block_pool", "BlockPool")
 

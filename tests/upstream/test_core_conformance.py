@@ -20,7 +20,7 @@ from conformance import CI_MODES, RECORDED
 from places import prepared
 from runner import Arm, Result, finish, start
 
-from vllm_batchllm import compat
+from vllm_batchllm.compat import version as vllm_version
 
 TIMEOUT_S = 900
 pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
@@ -64,7 +64,7 @@ def test_the_schedulers_under_test_are_ours(mode: str, runs: dict[str, Result]) 
 
 
 def test_the_record_is_of_the_vllm_that_is_installed(recorded: dict[str, Any]) -> None:
-    installed = compat.installed_vllm_version()
+    installed = vllm_version.installed_vllm_version()
     assert installed is not None
     assert installed.partition("+")[0] == recorded["vllm"] == archive.VERSION
     assert recorded["sha256"] == archive.SHA256

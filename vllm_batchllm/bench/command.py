@@ -23,8 +23,6 @@ from rich.table import Table
 from tqdm import tqdm
 
 from vllm_batchllm.bench.engine import ARMS, EngineSpec, prepare_environment
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.page import page_writer
 from vllm_batchllm.bench.report import Report, report_to_dict
 from vllm_batchllm.bench.runner import MIN_ROUNDS, Progress
@@ -39,8 +37,10 @@ from vllm_batchllm.bench.suite import (
     run_suite,
 )
 from vllm_batchllm.bench.tables import arms_of, match_text, ratio_text
-from vllm_batchllm.bench.workloads import DEFAULT_SCALE, workload_names
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.page.page import PAGE_NAME
+from vllm_batchllm.workloads.catalog import DEFAULT_SCALE, workload_names
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 _NAMES = f"Workloads: {', '.join(workload_names())}; 'suite' (default) or 'all' for several."

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from vllm_batchllm.bench.config_diff import config_differences
 from vllm_batchllm.bench.engine import ARMS, ENGINE_OF_ARM, EngineSpec, build_engine
-from vllm_batchllm.bench.errors import BenchError, unknown_name
+from vllm_batchllm.errors import BenchError, unknown_name
 
 
 @dataclass

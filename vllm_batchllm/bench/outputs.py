@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_batchllm.bench.batch import Batch
-from vllm_batchllm.bench.metrics import Difference, OutputMatch
 from vllm_batchllm.bench.sampling import STOP_TOKEN_ID
+from vllm_batchllm.measure.metrics import Difference, OutputMatch
+from vllm_batchllm.workloads.batch import Batch
 
 #: Largest distance of the two best logits at which either token is right.
 TIE_GAP = 1e-4

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import ABResult
 from vllm_batchllm.bench.plots import last_runs, names_of, ratio_label, ratio_series
 from vllm_batchllm.bench.report import Report
 from vllm_batchllm.bench.suite import Plan
@@ -23,6 +21,8 @@ from vllm_batchllm.bench.tables import (
     summary_header,
     summary_rows,
 )
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.page.figures import occupancy, ratio_bars, saved_against_optimum, step_profile
 from vllm_batchllm.page.forest_boxes import forest_boxes
 from vllm_batchllm.page.icicle import GroupBox, forest_icicle

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.bench.metrics import ABResult, RunMetrics
+from vllm_batchllm.measure.metrics import ABResult, RunMetrics
 from vllm_batchllm.page.bars import Spread, add_legend, draw_ratios
 from vllm_batchllm.page.palette import arm_colours
 from vllm_batchllm.page.strips import Strip, draw_strips

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.errors import BenchError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

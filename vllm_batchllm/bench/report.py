@@ -15,13 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import (
-    ABResult,
-    Difference,
-    OutputMatch,
-    RunMetrics,
-)
 from vllm_batchllm.bench.tables import (
     NOTE,
     description,
@@ -30,6 +23,13 @@ from vllm_batchllm.bench.tables import (
     differences,
     summary_header,
     summary_rows,
+)
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import (
+    ABResult,
+    Difference,
+    OutputMatch,
+    RunMetrics,
 )
 
 SCHEMA = 1

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.bench.batch import Batch, distinct_prefix_tokens
 from vllm_batchllm.bench.engine import (
     ARMS,
     ENGINE_OF_ARM,
@@ -26,12 +25,13 @@ from vllm_batchllm.bench.engine import (
     scheduler_of,
 )
 from vllm_batchllm.bench.engines import Engines
-from vllm_batchllm.bench.errors import BenchError, unknown_name
-from vllm_batchllm.bench.metrics import ABResult, OutputMatch, RunInputs, RunMetrics, run_metrics
 from vllm_batchllm.bench.outputs import compare_outputs, gap_finder
-from vllm_batchllm.bench.recorder import record
 from vllm_batchllm.bench.sampling import sampling_params
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.errors import BenchError, unknown_name
+from vllm_batchllm.measure.metrics import ABResult, OutputMatch, RunInputs, RunMetrics, run_metrics
+from vllm_batchllm.measure.recorder import record
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.workloads.batch import Batch, distinct_prefix_tokens
 
 MIN_ROUNDS = 3
 _NUM_WARM_UP_REQUESTS = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_batchllm.bench.batch import Batch
+from vllm_batchllm.workloads.batch import Batch
 
 #: Key in `SamplingParams.extra_args` that the forced-stop processor reads, tokens.
 OUTPUT_LEN_KEY = "bench_output_len"

@@ -14,16 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.bench.batch import Batch, kv_blocks_for
 from vllm_batchllm.bench.engine import EngineSpec
-from vllm_batchllm.bench.environment import describe_environment
-from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
 from vllm_batchllm.bench.report import Report, write_report
 from vllm_batchllm.bench.runner import OnProgress, run_ab
-from vllm_batchllm.bench.workloads import DEFAULT_SCALE, make_workload, resolve_name, workload_names
 from vllm_batchllm.config import BatchLLMConfig
-from vllm_batchllm.shown import shown
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.environment import describe_environment
+from vllm_batchllm.messages import shown
+from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
+from vllm_batchllm.workloads.catalog import (
+    DEFAULT_SCALE,
+    make_workload,
+    resolve_name,
+    workload_names,
+)
 
 #: The workloads that the project's promises are stated on.
 SUITE = (

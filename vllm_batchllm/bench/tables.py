@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_batchllm.bench.metrics import ABResult, PairedRatio
+from vllm_batchllm.measure.metrics import ABResult, PairedRatio
 
 NOTE = (
     "Times are medians over the rounds; ratios are taken within rounds: median (min–max). "

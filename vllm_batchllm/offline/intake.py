@@ -11,11 +11,11 @@ from typing import Any
 from vllm.exceptions import VLLMServerError, VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
+from vllm_batchllm.admission.limits import problem_of
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.offline.batch import Batch
 from vllm_batchllm.offline.duplicates import may_share_answer
 from vllm_batchllm.offline.outputs import FailedRequestOutput
-from vllm_batchllm.schedule.limits import problem_of
 
 logger = get_logger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from vllm_batchllm.page.icicle import GroupBox
 from vllm_batchllm.plan.groups import SharedPrefix, SharingTree, preview
+from vllm_batchllm.prefix.best_saving import check_block_size, pack_tokens
 from vllm_batchllm.prefix.hashing import chain_packed
-from vllm_batchllm.prefix.optimum import check_block_size, pack_tokens
 
 Decode = Callable[[Sequence[int]], str]
 

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from vllm_batchllm.input.tokenize import TokenizedRequest
 from vllm_batchllm.plan.groups import SharedPrefix, SharingTree, departures, preview
 from vllm_batchllm.plan.lru import simulate_lru
-from vllm_batchllm.plan.tokenize import TokenizedRequest
+from vllm_batchllm.prefix.best_saving import check_block_size, optimal_saving
 from vllm_batchllm.prefix.hashing import chain_packed
-from vllm_batchllm.prefix.optimum import check_block_size, optimal_saving
 
 
 @dataclass(frozen=True, slots=True)

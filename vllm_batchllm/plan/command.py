@@ -17,12 +17,12 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
+from vllm_batchllm.input.reader import BadLine, read_requests
+from vllm_batchllm.input.request import PlanRequest
+from vllm_batchllm.input.tokenize import TokenizeResult, tokenize_requests
+from vllm_batchllm.input.tokenizer import TokenizerError, decode_leniently, load_tokenizer
 from vllm_batchllm.plan.analysis import Plan, make_plan
-from vllm_batchllm.plan.reader import BadLine, read_requests
 from vllm_batchllm.plan.render import plot_plan, print_plan
-from vllm_batchllm.plan.request import PlanRequest
-from vllm_batchllm.plan.tokenize import TokenizeResult, tokenize_requests
-from vllm_batchllm.plan.tokenizer import TokenizerError, decode_leniently, load_tokenizer
 
 RUNTIME_ERROR = 1
 BAD_INPUT = 2

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from heapq import heappop, heappush, nlargest
 from itertools import count, pairwise
 
+from vllm_batchllm.prefix.best_saving import TOKEN_BYTES, pack_tokens, shared_blocks
 from vllm_batchllm.prefix.forest import PrefixForest
-from vllm_batchllm.prefix.grouping import disjoint_nodes
+from vllm_batchllm.prefix.groups import disjoint_nodes
 from vllm_batchllm.prefix.node import PrefixNode
-from vllm_batchllm.prefix.optimum import TOKEN_BYTES, pack_tokens, shared_blocks
 
 Node = PrefixNode[int]
 

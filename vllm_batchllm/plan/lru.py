@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from vllm_batchllm.prefix.optimum import check_block_size
+from vllm_batchllm.prefix.best_saving import check_block_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence
 
-from vllm_batchllm.prefix.optimum import TOKEN_BYTES, check_block_size, pack_tokens
+from vllm_batchllm.prefix.best_saving import TOKEN_BYTES, check_block_size, pack_tokens
 
 _DIGEST_BYTES = 16
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_batchllm.bench.batch import Batch
-from vllm_batchllm.bench.errors import unknown_name
-from vllm_batchllm.schedule.order import ORDERS
+from vllm_batchllm.errors import unknown_name
+from vllm_batchllm.ordering.policies import ORDERS
 from vllm_batchllm.simulate.orders import ARRANGED
+from vllm_batchllm.workloads.batch import Batch
 
 STOCK, SORTED, OURS = "stock", "sorted", "batchllm"
 DEFAULT_ARMS = (STOCK, SORTED, OURS)

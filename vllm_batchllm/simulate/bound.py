@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from vllm_batchllm.bench.batch import Batch, common_prefix_len
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime, StepWork
 from vllm_batchllm.simulate.run import EngineSizes
+from vllm_batchllm.workloads.batch import Batch, common_prefix_len
 
 
 def optimal_hits(prompts: Sequence[list[int]], block_size: int) -> list[int]:

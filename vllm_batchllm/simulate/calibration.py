@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.schedule.cost_rule import PLATFORM_COSTS, solve_nonnegative
+from vllm_batchllm.admission.step_costs import PLATFORM_COSTS, solve_nonnegative
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, StepWork
 from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens
 
@@ -143,12 +143,12 @@ def calibrate(model: str | None = None, on_batch: Callable[[str], None] = print)
     Raises:
         BenchError: the engine does not start.
     """
-    from vllm_batchllm.bench.batch import kv_blocks_for
     from vllm_batchllm.bench.engine import EngineSpec, build_engine, scheduler_of
-    from vllm_batchllm.bench.environment import describe_environment
     from vllm_batchllm.bench.sampling import sampling_params
     from vllm_batchllm.bench.suite import resolve_model
-    from vllm_batchllm.bench.workloads import make_workload
+    from vllm_batchllm.measure.environment import describe_environment
+    from vllm_batchllm.workloads.batch import kv_blocks_for
+    from vllm_batchllm.workloads.catalog import make_workload
 
     folder, vocab_size = resolve_model(model)
     batches = [

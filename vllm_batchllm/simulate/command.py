@@ -20,20 +20,20 @@ from rich.console import Console
 from tqdm import tqdm
 
 from vllm_batchllm.bench.command import quieten, tell_page
-from vllm_batchllm.bench.environment import describe_environment
-from vllm_batchllm.bench.errors import BenchError
 from vllm_batchllm.bench.suite import parse_options
-from vllm_batchllm.bench.workloads import workload_names
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.environment import describe_environment
 from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
 from vllm_batchllm.simulate.devices import CPU, DEVICES
-from vllm_batchllm.simulate.inputs import InputOptions, load_batch
 from vllm_batchllm.simulate.models import MODELS
+from vllm_batchllm.workloads.catalog import workload_names
+from vllm_batchllm.workloads.sources import InputOptions, load_batch
 
 if TYPE_CHECKING:  # these import vLLM, which `plan` does without
-    from vllm_batchllm.bench.batch import Batch
     from vllm_batchllm.simulate.arms import Arm
     from vllm_batchllm.simulate.setup import Setup, SetupOptions
     from vllm_batchllm.simulate.suite import Simulation, SimulationReport
+    from vllm_batchllm.workloads.batch import Batch
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 _SOURCES = f"Workloads ({', '.join(workload_names())}), batch files (.jsonl) or traces."

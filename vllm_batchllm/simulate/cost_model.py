@@ -13,8 +13,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Protocol, Self
 
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.schedule.cost_rule import Costs
+from vllm_batchllm.admission.step_costs import Costs
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.simulate.devices import Device
 from vllm_batchllm.simulate.models import ModelShape
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from vllm_batchllm.bench.errors import BenchError, unknown_name
+from vllm_batchllm.errors import BenchError, unknown_name
 
 GIB = 2**30
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.errors import BenchError
 from vllm_batchllm.simulate.devices import GIB, Device
 from vllm_batchllm.simulate.models import ModelShape
 

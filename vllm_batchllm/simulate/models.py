@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.bench.errors import BenchError, unknown_name
-from vllm_batchllm.shown import shown
+from vllm_batchllm.errors import BenchError, unknown_name
+from vllm_batchllm.messages import shown
 
 _MOE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 _STATE_KEYS = ("ssm_state_size", "state_size", "mamba_d_state", "linear_num_key_heads")

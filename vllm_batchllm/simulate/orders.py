@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vllm_batchllm.bench.batch import Batch, common_prefix_len
+from vllm_batchllm.workloads.batch import Batch, common_prefix_len
 
 MIN_SHARED_TOKENS = 16
 """Tokens that members of a group share beyond what all requests share: one block on a GPU."""

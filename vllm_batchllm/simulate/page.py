@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vllm_batchllm.bench.batch import Batch
 from vllm_batchllm.bench.page import into_folder, prefixes
 from vllm_batchllm.page.figures import occupancy, ratio_bars, saved_against_optimum, step_profile
 from vllm_batchllm.page.forest_boxes import forest_boxes
@@ -17,6 +16,7 @@ from vllm_batchllm.simulate.arms import SORTED
 from vllm_batchllm.simulate.setup import Setup
 from vllm_batchllm.simulate.show import duration, header, rows
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
+from vllm_batchllm.workloads.batch import Batch
 
 PARTS = {
     "linear_s": "matrix products of the layers",

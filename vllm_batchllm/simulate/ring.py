@@ -18,8 +18,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from vllm_batchllm.bench.batch import Batch
 from vllm_batchllm.config import SECTION
+from vllm_batchllm.workloads.batch import Batch
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 """A configuration without weights: all that a scheduler asks of a model."""

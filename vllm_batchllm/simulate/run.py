@@ -11,16 +11,16 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_batchllm.bench.batch import Batch
-from vllm_batchllm.bench.errors import BenchError
-from vllm_batchllm.bench.metrics import RunInputs, RunMetrics, run_metrics
-from vllm_batchllm.bench.recorder import record
-from vllm_batchllm.schedule.scheduler import BatchLLMScheduler
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.metrics import RunInputs, RunMetrics, run_metrics
+from vllm_batchllm.measure.recorder import record
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime
 from vllm_batchllm.simulate.ring import RingSpec, build_scheduler, make_requests, sample
 from vllm_batchllm.simulate.sglang import DfsWeightScheduler, LongestPrefixScheduler
 from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens
+from vllm_batchllm.workloads.batch import Batch
 
 SCHEDULERS = {
     "stock": Scheduler,

@@ -6,9 +6,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vllm_batchllm import engine_defaults
-from vllm_batchllm.bench.batch import Batch, kv_blocks_for
-from vllm_batchllm.bench.errors import BenchError
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.plugin import engine_sizes
 from vllm_batchllm.simulate.calibration import Calibration
 from vllm_batchllm.simulate.cost_model import (
     PUBLISHED,
@@ -21,6 +20,7 @@ from vllm_batchllm.simulate.devices import CPU, find_device
 from vllm_batchllm.simulate.memory import num_kv_blocks
 from vllm_batchllm.simulate.models import find_model
 from vllm_batchllm.simulate.run import EngineSizes
+from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 
 MAX_GRAPH_TOKENS = 512
 """Largest decode step that vLLM captures as a graph, which bounds our `max_num_seqs`."""
@@ -115,11 +115,11 @@ def _gpu(options: SetupOptions) -> Setup:
 
 def _raised(stock_seqs: int, tokens: int) -> int:
     """`max_num_seqs` as our plugin sets it on a GPU where the user has not."""
-    work = engine_defaults.Workload()
-    device = engine_defaults.Device("gpu", MAX_GRAPH_TOKENS, stock_seqs)
-    ceiling = engine_defaults.seqs_ceiling(device, work, None)
-    stock = engine_defaults.EngineSizes(min(stock_seqs, tokens), tokens)
-    return engine_defaults.raised_seqs(stock, ceiling, work)
+    work = engine_sizes.Workload()
+    device = engine_sizes.Device("gpu", MAX_GRAPH_TOKENS, stock_seqs)
+    ceiling = engine_sizes.seqs_ceiling(device, work, None)
+    stock = engine_sizes.EngineSizes(min(stock_seqs, tokens), tokens)
+    return engine_sizes.raised_seqs(stock, ceiling, work)
 
 
 def _cpu(batch: Batch, options: SetupOptions) -> Setup:

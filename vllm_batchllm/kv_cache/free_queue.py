@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's list of free blocks, with those that waiting requests need given up last.
+
+Three zones, given up in this order: never cached; cached, but needed by nobody who waits; needed.
+The first two are one list in vLLM's own order, so where nobody waits nothing differs. A block
+that leaves the third zone takes the place it would have in that list now, as if it had never
+been needed: every place has a serial number.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from itertools import chain, dropwhile, islice
+
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
+
+from vllm_batchllm.kv_cache.block_demand import Future
+from vllm_batchllm.kv_cache.retained_blocks import Shelves
+from vllm_batchllm.prefix.node import PrefixNode
+
+Place = tuple[Shelves[object], PrefixNode[object], int]
+"""Where a needed block is filed: shelves, node, position of its hash."""
+
+
+class ZonedFreeList(FreeKVCacheBlockQueue):
+    """Free blocks in the order in which they are given up; takes the place of vLLM's list.
+
+    Args:
+        blocks: all free blocks, in order.
+        blocks_by_id: every block of the pool.
+        future: who waits for what.
+        place_of: where a block that is being freed belongs, or None if nobody needs it.
+
+    A block is *listed* (in vLLM's linked list), *late* (it was needed, and no longer is; in a
+    heap by serial number, because it does not belong to an end of the list), or *filed* (needed;
+    on a shelf of ``future``). Everything is O(1) but for late blocks, O(log n), and for giving up
+    a needed one, O(depth * log children).
+
+    num_garbage: cached blocks given up that nobody waited for.
+    num_needed_lost: blocks given up although somebody waited for them.
+    """
+
+    def __init__(
+        self,
+        blocks: list[KVCacheBlock],
+        blocks_by_id: list[KVCacheBlock],
+        future: Future,
+        place_of: Callable[[KVCacheBlock], Place | None],
+    ) -> None:
+        super().__init__(blocks)
+        self.num_garbage = 0
+        self.num_needed_lost = 0
+        self._blocks = blocks_by_id
+        self._future = future
+        self._place_of = place_of
+        self._serials = [0] * len(blocks_by_id)
+        self._first_serial = self._next_serial = 0
+        self._late: dict[int, int] = {}
+        self._late_heap: list[tuple[int, int]] = []
+        self._number_appended(blocks)
+
+    def is_free(self, block: KVCacheBlock) -> bool:
+        """Whether ``block`` is in one of the zones."""
+        return (
+            block.next_free_block is not None
+            or block.block_id in self._late
+            or block.block_id in self._future.filed
+        )
+
+    def popleft(self) -> KVCacheBlock:
+        """Take the first block. Raises ValueError when there is none."""
+        if not self.num_free_blocks:
+            raise ValueError("No free blocks available")
+        return self.popleft_n(1)[0]
+
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        """Take the first ``n`` blocks. Raises ValueError when there are fewer."""
+        if n > self.num_free_blocks:
+            raise ValueError(f"{n} blocks wanted, {self.num_free_blocks} are free")
+        num_unneeded = self.num_free_blocks - len(self._future.filed)
+        if not self._late and n <= num_unneeded:
+            taken: list[KVCacheBlock] = super().popleft_n(n)
+        else:
+            taken = [self._pop_unneeded() for _ in range(min(n, num_unneeded))]
+        for block in taken:
+            if block.block_hash is not None:
+                self.num_garbage += 1
+        for _ in range(n - len(taken)):
+            block = self._blocks[self._future.last()]
+            self.remove(block)
+            taken.append(block)
+            self.num_needed_lost += 1
+        return taken
+
+    def remove(self, block: KVCacheBlock) -> None:
+        """Take ``block`` out of whatever zone it is in. Raises RuntimeError if it is in none."""
+        if block.block_id in self._future.filed:
+            self._future.take(block.block_id)
+        elif block.block_id in self._late:
+            del self._late[block.block_id]
+        else:
+            super().remove(block)
+            return
+        self.num_free_blocks -= 1
+
+    def append(self, block: KVCacheBlock) -> None:
+        """As :meth:`append_n` for one block."""
+        self.append_n([block])
+
+    def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Free ``blocks``: file those that are needed, put the others at the end of the list."""
+        self._number_appended(blocks)
+        if not self._future:
+            super().append_n(blocks)
+            return
+        unneeded = []
+        for block in blocks:
+            place = self._place_of(block)
+            if place is None:
+                unneeded.append(block)
+            else:
+                self._file(block, place)
+                self.num_free_blocks += 1
+        super().append_n(unneeded)
+
+    def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Free blocks that hold nothing of use: to the front, in the order given."""
+        self._first_serial -= len(blocks)
+        for serial, block in enumerate(blocks, self._first_serial):
+            self._serials[block.block_id] = serial
+        super().prepend_n(blocks)
+
+    def refile(self, block: KVCacheBlock) -> None:
+        """Move a free block to where it belongs now; nothing happens to one in use."""
+        if not self.is_free(block):
+            return
+        place = self._place_of(block)
+        filed = self._future.filed.get(block.block_id)
+        if place is None:
+            if filed is not None:
+                self._future.take(block.block_id)
+                self._add_late(block.block_id)
+        elif filed is None or (filed.shelf.node, filed.position) != place[1:]:
+            self.remove(block)
+            self._file(block, place)
+            self.num_free_blocks += 1
+
+    def get_all_free_blocks(self) -> list[KVCacheBlock]:
+        """All free blocks in the order in which they are given up. O(n log n)."""
+        return list(self.iter_blocks_after(None))
+
+    def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+        """Free blocks that are given up after ``cursor`` (None: all), lazily, in order.
+
+        O(1) a block while no block is late or filed; else it starts at the front.
+        """
+        if not self._late and (cursor is None or cursor.next_free_block is not None):
+            unneeded = super().iter_blocks_after(cursor)
+            return chain(unneeded, self._filed_in_order())
+        late = sorted((serial, block_id) for block_id, serial in self._late.items())
+        listed = ((self._serials[b.block_id], b.block_id) for b in super().iter_blocks_after(None))
+        unneeded = (self._blocks[block_id] for _, block_id in heapq.merge(listed, late))
+        everything = chain(unneeded, self._filed_in_order())
+        if cursor is None:
+            return everything
+        return islice(dropwhile(lambda block: block is not cursor, everything), 1, None)
+
+    def _filed_in_order(self) -> Iterator[KVCacheBlock]:
+        return (self._blocks[block_id] for block_id in self._future.in_order())
+
+    def _file(self, block: KVCacheBlock, place: Place) -> None:
+        shelves, node, position = place
+        shelves.put(block.block_id, node, position)
+
+    def _pop_unneeded(self) -> KVCacheBlock:
+        """The first listed or late block, by serial number."""
+        serial, block_id = self._first_late()
+        first = self.fake_free_list_head.next_free_block
+        is_listed = first is not self.fake_free_list_tail
+        if is_listed and (block_id < 0 or self._serials[first.block_id] < serial):
+            block: KVCacheBlock = super().popleft()
+            return block
+        heapq.heappop(self._late_heap)
+        del self._late[block_id]
+        self.num_free_blocks -= 1
+        return self._blocks[block_id]
+
+    def _first_late(self) -> tuple[int, int]:
+        """Serial number and id of the first late block; id -1 when there is none."""
+        heap = self._late_heap
+        while heap:
+            serial, block_id = heap[0]
+            if self._late.get(block_id) == serial:
+                return serial, block_id
+            heapq.heappop(heap)
+        return 0, -1
+
+    def _add_late(self, block_id: int) -> None:
+        serial = self._late[block_id] = self._serials[block_id]
+        if len(self._late_heap) > 2 * len(self._late) + 64:
+            self._late_heap = [(serial, block_id) for block_id, serial in self._late.items()]
+            heapq.heapify(self._late_heap)
+        else:
+            heapq.heappush(self._late_heap, (serial, block_id))
+
+    def _number_appended(self, blocks: list[KVCacheBlock]) -> None:
+        for serial, block in enumerate(blocks, self._next_serial):
+            self._serials[block.block_id] = serial
+        self._next_serial += len(blocks)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where a structural promise is broken. O(n)."""
+        listed = [block.block_id for block in super().iter_blocks_after(None)]
+        zones = (listed, list(self._late), list(self._future.filed))
+        together = [block_id for zone in zones for block_id in zone]
+        assert len(together) == len(set(together)), "a block is in two zones"
+        assert len(together) == self.num_free_blocks, "the number of free blocks is wrong"
+        serials = [self._serials[block_id] for block_id in listed]
+        assert serials == sorted(set(serials)), "the list is out of order"
+        entries = set(self._late_heap)
+        assert all((s, b) in entries for b, s in self._late.items()), "a late block was lost"
+        for block_id in (*self._late, *self._future.filed):
+            assert self._blocks[block_id].next_free_block is None, "a needed block is linked"

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's entry point to us: the ``--scheduler`` option, and what follows from choosing us.
+
+vLLM calls :func:`register` in every process, possibly several times, before the command line is
+parsed. Unless our scheduler is chosen, nothing that vLLM does changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import Any
+
+from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.log import get_logger
+from vllm_batchllm.plugin.engine_config import batch_sizes
+
+logger = get_logger(__name__)
+
+BATCHLLM_SCHEDULER = "vllm_batchllm.scheduler.scheduler.create_scheduler"
+"""Path of the factory that builds the scheduler fitting the engine's async mode."""
+
+SCHEDULERS: dict[str, str | None] = {"batchllm": BATCHLLM_SCHEDULER, "stock": None}
+"""What ``--scheduler`` takes: name -> scheduler_cls."""
+
+
+def register() -> None:
+    """Add ``--scheduler`` to vLLM's command lines; check and fit the configs that choose us.
+
+    On a vLLM that lacks the expected interface this does nothing, so that stock runs go on; the
+    version gate speaks up once our scheduler is asked for.
+    """
+    try:
+        from vllm.engine.arg_utils import EngineArgs
+
+        add_cli_args = EngineArgs.add_cli_args
+        create_engine_config = EngineArgs.create_engine_config
+    except (ImportError, AttributeError):
+        return
+    if hasattr(add_cli_args, "batchllm_wrapped"):
+        return
+    EngineArgs.add_cli_args = staticmethod(_with_scheduler_option(add_cli_args))
+    EngineArgs.create_engine_config = _with_our_config(create_engine_config)
+
+
+def scheduler_by_name(name: str) -> str | None:
+    """The scheduler_cls for ``--scheduler NAME``; None means vLLM's own.
+
+    Raises:
+        argparse.ArgumentTypeError: the name is unknown, or vLLM's version is not supported.
+    """
+    if name not in SCHEDULERS:
+        raise argparse.ArgumentTypeError(f"unknown scheduler {name!r}; known: {_known()}")
+    if name == "batchllm":
+        try:
+            vllm_version.check_vllm_version()
+        except vllm_version.UnsupportedVLLMError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return SCHEDULERS[name]
+
+
+def is_ours(scheduler_cls: object) -> bool:
+    """Whether a ``scheduler_cls`` (path, class or factory) is one of this package."""
+    if isinstance(scheduler_cls, str):
+        return scheduler_cls.startswith("vllm_batchllm.")
+    return getattr(scheduler_cls, "__module__", "").startswith("vllm_batchllm.")
+
+
+def check_config(vllm_config: Any) -> None:
+    """Refuse at start what our scheduler cannot serve.
+
+    Raises:
+        ValueError: names the setting and the way out.
+    """
+    from vllm_batchllm.scheduler.scheduler import config_of
+
+    vllm_version.check_vllm_version()
+    config_of(vllm_config)
+    if not vllm_config.cache_config.enable_prefix_caching:
+        raise ValueError(
+            "the batchllm scheduler needs prefix caching, and enable_prefix_caching is False. "
+            "Remove --no-enable-prefix-caching (LLM: enable_prefix_caching=False), or use "
+            "vLLM's own scheduler (--scheduler stock); models without prefix caching, such as "
+            "most pooling models, have nothing to share"
+        )
+
+
+def _with_scheduler_option(add_cli_args: Any) -> Any:
+    @functools.wraps(add_cli_args)
+    def wrapped(parser: Any, *args: Any, **kwargs: Any) -> Any:
+        parser = add_cli_args(parser, *args, **kwargs)
+        beside = parser._option_string_actions.get("--scheduler-cls")
+        if beside is None:  # another vLLM; its own commands must go on
+            return parser
+        group = beside.container.add_mutually_exclusive_group()
+        group._group_actions.append(beside)
+        group.add_argument(
+            "--scheduler",
+            dest=beside.dest,
+            type=scheduler_by_name,
+            default=beside.default,
+            metavar="NAME",
+            help=f"Scheduler by name: {_known()}. `batchllm` admits requests prefix group by "
+            "prefix group, for large batches that share prefixes (see vllm-batchllm).",
+        )
+        return parser
+
+    wrapped.batchllm_wrapped = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _with_our_config(create_engine_config: Any) -> Any:
+    @functools.wraps(create_engine_config)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_ours(self.scheduler_cls):
+            return create_engine_config(self, *args, **kwargs)
+        vllm_version.check_vllm_version()
+        with batch_sizes(self) as sizes:
+            vllm_config = create_engine_config(self, *args, **kwargs)
+        check_config(vllm_config)
+        sizes.settle(vllm_config)
+        _install_metrics()
+        return vllm_config
+
+    return wrapped
+
+
+def _install_metrics() -> None:
+    """Show our figures where vLLM shows its own; an engine without them is better than none."""
+    try:
+        from vllm_batchllm.stats.loggers import install
+
+        install()
+    except Exception:
+        logger.warning("no batchllm metrics: vLLM's loggers are not as expected", exc_info=True)
+
+
+def _known() -> str:
+    return ", ".join(SCHEDULERS)

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two schedulers: vLLM's own, with the waiting queue replaced.
+
+One mixin holds all we do; two leaves put it on vLLM's synchronous and asynchronous scheduler,
+because the base class must fit the engine's mode. ``create_scheduler`` picks the leaf; it is
+what ``--scheduler batchllm`` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.request import Request, StreamingUpdate
+
+from vllm_batchllm.admission.controller import Admission
+from vllm_batchllm.admission.limits import problem_of
+from vllm_batchllm.admission.options import AdmissionOptions, admission_options
+from vllm_batchllm.admission.step_costs import platform_costs
+from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, StepBudget
+from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.compat.patching import install_counters_utility
+from vllm_batchllm.config import SECTION, BatchLLMConfig
+from vllm_batchllm.kv_cache.block_pool import installed_pool
+from vllm_batchllm.log import get_logger
+from vllm_batchllm.ordering.policies import make_order
+from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_gate
+from vllm_batchllm.scheduler.kv_capacity import max_tokens_held, unforeseen_kinds
+from vllm_batchllm.scheduler.preemption import put_victims_last
+from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
+from vllm_batchllm.stats.counters import ScheduleCounters
+from vllm_batchllm.stats.transport import CounterFeed
+
+logger = get_logger(__name__)
+
+
+class PrefixGroupMixin(Scheduler):
+    """Admits waiting requests prefix group by prefix group.
+
+    With prefix caching off nothing can be shared, and the scheduler is vLLM's, queue included.
+
+    Raises:
+        ValueError: an option in ``additional_config["batchllm"]`` is unknown or out of range,
+            the leaf does not fit the engine's async mode, or the version of vLLM is not
+            supported.
+    """
+
+    for_async_mode = False
+    max_num_scheduled_tokens: int
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        kv_cache_config: KVCacheConfig,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        vllm_version.check_vllm_version()
+        self._check_async_mode(vllm_config)
+        self.batchllm_config = config_of(vllm_config)
+        shares_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
+        options = _admission_for(self.batchllm_config, kv_cache_config) if shares_prefixes else None
+        with ExitStack() as stack:
+            if shares_prefixes:
+                stack.enter_context(installed_pool())
+            if options is not None:
+                stack.enter_context(installed_gate())
+            super().__init__(vllm_config, kv_cache_config, *args, **kwargs)
+        self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
+        self.batchllm_feed = CounterFeed()
+        self._told_pacing: bool | None = None
+        self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+        self.batchllm_counters.max_tokens_held = max_tokens_held(
+            self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
+        )
+        self.admission = self._make_admission(options) if options is not None else None
+        self._most_step_tokens = self.max_num_scheduled_tokens
+        self.step_budget = self._make_step_budget(_platform())
+        if shares_prefixes:
+            self.waiting = self._make_queue()
+        install_counters_utility()
+        logger.info(
+            "Scheduler: batchllm (%s), order=%s, max_wait_s=%s, policy=%s, hash block=%d tokens%s",
+            type(self).__name__,
+            self.batchllm_config.order,
+            self.batchllm_config.max_wait_s,
+            self.policy.value,
+            self.hash_block_size,
+            "" if self.cache_config.enable_prefix_caching else "; prefix caching is off: as stock",
+        )
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """vLLM's step, between the admission's two looks at it, with its outcome counted."""
+        if self.admission is not None:
+            self._begin_step(self.admission)
+        output = super().schedule(throttle_prefills)
+        if self.admission is not None:
+            self.admission.worked(
+                output.total_num_scheduled_tokens, len(output.num_scheduled_tokens)
+            )
+        self._count(output)
+        return output
+
+    def batchllm_snapshot(self) -> dict[str, Any]:
+        """The counters so far, as plain values."""
+        counters = self.batchllm_counters
+        if isinstance(self.waiting, PrefixGroupQueue):
+            counters.plan_s = self.waiting.plan_s
+            pool = self.kv_cache_manager.block_pool
+            counters.num_garbage_blocks = pool.num_blocks_freed_as_garbage
+            counters.num_needed_lost = pool.num_needed_blocks_evicted
+        return counters.to_dict()
+
+    def add_request(self, request: Request) -> None:
+        """vLLM's; a request that can never be served ends with an error at the next step."""
+        super().add_request(request)
+        self._end_if_hopeless(request)
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """vLLM's figures of the step, with what our counters gained since the last one."""
+        stats = super().make_stats(*args, **kwargs)
+        is_busy = self.has_unfinished_requests()
+        self.batchllm_feed.load(stats, self.batchllm_snapshot, can_wait=is_busy)
+        return stats
+
+    def _make_admission(self, options: AdmissionOptions) -> Admission:
+        manager = self.kv_cache_manager
+        manager.admission = Admission(
+            manager.num_usable_blocks,
+            self.block_size,
+            platform_costs(_platform()),
+            options,
+            counters=self.batchllm_counters,
+            tokens_per_hash=self.hash_block_size,
+            lag=self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode,
+        )
+        if self.policy == SchedulingPolicy.PRIORITY:
+            manager.outranks = self._outranks
+        admission: Admission = manager.admission
+        return admission
+
+    def _outranks(self, request: Request) -> bool:
+        """Whether ``request`` is more urgent than one that runs. O(running), once an admission."""
+        return any(other.priority > request.priority for other in self.running)
+
+    def _begin_step(self, admission: Admission) -> None:
+        manager = self.kv_cache_manager
+        # vLLM's own queue, of those who wait with blocks, opens nothing; some lose them (a
+        # transfer that failed) and start anew.
+        if self.kv_holding_waiting:
+            manager.open()
+        else:
+            manager.close()
+        admission.step(
+            self._tokens_held,
+            num_waiting=len(self.waiting),
+            num_free_blocks=manager.block_pool.get_num_free_blocks(),
+        )
+        if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
+            put_victims_last(self.running, manager, self.block_size)
+        self._tell_choice(admission)
+        if self.step_budget.spreads:
+            self.max_num_scheduled_tokens = self.step_budget.tokens(
+                self.waiting.outstanding(),
+                num_running=len(self.running),
+                output_is_guessed=admission.guesses_lengths,
+                mean_output=admission.mean_output,
+            )
+
+    def _make_step_budget(self, platform: str) -> StepBudget:
+        config = self.batchllm_config
+        # By priority there may be as many lines to add up in each step as requests that wait.
+        is_one_line = self.policy == SchedulingPolicy.FCFS
+        can_split = is_one_line and bool(self.scheduler_config.enable_chunked_prefill)
+        spreads = can_split and config.spread_prefills and config.admission_rule == "future"
+        return StepBudget(
+            most=self._most_step_tokens,
+            ridge=PLATFORM_RIDGE[platform] if spreads else 0,
+            capacity_tokens=self.batchllm_counters.kv_blocks * self.block_size,
+            max_num_seqs=self.max_num_running_reqs,
+            tokens_per_decode=1 + self.num_spec_tokens,
+        )
+
+    def act_on(self, platform: str, clock: Callable[[], float] | None = None) -> None:
+        """Decide as on another platform, and measure by another clock: for simulations."""
+        if self.admission is not None:
+            self.step_budget = self._make_step_budget(platform)
+            self.admission.planner.measure_by(clock, platform_costs(platform))
+
+    def _tokens_held(self) -> dict[str, int]:
+        return {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running}
+
+    def _tell_choice(self, admission: Admission) -> None:
+        """Log what was chosen first, and whenever pacing starts or ends."""
+        is_paced = admission.tightness.pace is not None
+        if admission.planner.has_chosen and is_paced != self._told_pacing:
+            self._told_pacing = is_paced
+            logger.info("Admission: %s", admission.tightness.reason)
+
+    def _make_queue(self) -> PrefixGroupQueue:
+        order = make_order(self.batchllm_config.order)
+        return PrefixGroupQueue(
+            order,
+            block_size=self.hash_block_size,
+            by_priority=self.policy == SchedulingPolicy.PRIORITY,
+            max_wait_s=self.batchllm_config.max_wait_s,
+            pool=self.kv_cache_manager.block_pool,
+            expect=self._expected_output if order.dynamic else None,
+            on_peek=self.kv_cache_manager.open if self.admission is not None else None,
+        )
+
+    def _expected_output(self, request: Request) -> int:
+        """Tokens of output that ``request`` is expected to have, for orders that ask."""
+        if self.admission is None:
+            return int(request.max_tokens)
+        return self.admission.expectations.median_output(candidate_of(request, self.max_model_len))
+
+    def _check_async_mode(self, vllm_config: VllmConfig) -> None:
+        wanted = bool(vllm_config.scheduler_config.async_scheduling)
+        if wanted != self.for_async_mode:
+            raise ValueError(
+                f"{type(self).__name__} does not fit async_scheduling={wanted}; use "
+                f"{leaf_for(wanted).__name__}, or --scheduler batchllm, which picks the right one"
+            )
+
+    def _count(self, output: SchedulerOutput) -> None:
+        counters = self.batchllm_counters
+        counters.step(output.total_num_scheduled_tokens)
+        for new in output.scheduled_new_reqs:
+            self._count_admission(new.req_id, new.num_computed_tokens)
+        cached = output.scheduled_cached_reqs
+        if cached.resumed_req_ids:
+            starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+            for request_id in cached.resumed_req_ids:
+                self._count_admission(request_id, starts[request_id])
+        if isinstance(self.waiting, PrefixGroupQueue):
+            self.waiting.levels.clear()
+
+    def _count_admission(self, request_id: str, num_hit_tokens: int) -> None:
+        request = self.requests[request_id]
+        queue = self.waiting
+        self.batchllm_counters.admission(
+            request.num_prompt_tokens,
+            num_hit_tokens,
+            first=request.num_preemptions == 0,
+            levels=queue.levels.get(request_id, ()) if isinstance(queue, PrefixGroupQueue) else (),
+        )
+
+    def _preempt_request(
+        self, request: Request, timestamp: float, drop_stale_output: bool = False
+    ) -> None:
+        self.batchllm_counters.num_preemptions += 1
+        self.batchllm_counters.cut_short(request.num_prompt_tokens, request.num_computed_tokens)
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self._end_if_hopeless(request)
+
+    def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:
+        super()._update_request_as_session(session, update)
+        self._end_if_hopeless(session)
+
+    def _end_if_hopeless(self, request: Request) -> None:
+        """Have vLLM end ``request`` if it would block the queue for ever."""
+        params = request.sampling_params
+        problem = problem_of(
+            request.num_tokens,
+            params.extra_args if params is not None else None,
+            self.batchllm_counters.max_tokens_held,
+        )
+        if problem is not None:
+            logger.warning("request %s ends with an error: %s", request.request_id, problem)
+            self.grammar_compile_error_reqs.add(request.request_id)
+
+
+class BatchLLMScheduler(PrefixGroupMixin, Scheduler):
+    """For engines without async scheduling."""
+
+
+class AsyncBatchLLMScheduler(PrefixGroupMixin, AsyncScheduler):
+    """For engines with async scheduling (vLLM's default on GPUs)."""
+
+    for_async_mode = True
+
+
+def leaf_for(async_scheduling: bool) -> type[BatchLLMScheduler | AsyncBatchLLMScheduler]:
+    """The scheduler class that fits the engine's async mode."""
+    return AsyncBatchLLMScheduler if async_scheduling else BatchLLMScheduler
+
+
+def create_scheduler(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> PrefixGroupMixin:
+    """Build the leaf that fits ``vllm_config``; takes what vLLM's schedulers take."""
+    leaf = leaf_for(bool(vllm_config.scheduler_config.async_scheduling))
+    return leaf(vllm_config, *args, **kwargs)
+
+
+def _admission_for(config: BatchLLMConfig, kv_cache: KVCacheConfig) -> AdmissionOptions | None:
+    """The options of admission; None, as vLLM does, where it could not foresee the memory."""
+    options = admission_options(config)
+    unforeseen = unforeseen_kinds(kv_cache) if options is not None else []
+    if not unforeseen:
+        return options
+    logger.info(
+        "Admission: as vLLM's, not %r: this model has layers of %s, which do not hold every token, "
+        "and how many blocks they will hold cannot be foreseen yet",
+        config.admission_rule,
+        ", ".join(unforeseen),
+    )
+    return None
+
+
+def _platform() -> str:
+    return "cpu" if current_platform.is_cpu() else "cuda"
+
+
+def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
+    """Our options inside ``vllm_config``, checked. Raises ValueError as ``parse`` does."""
+    additional = vllm_config.additional_config
+    section = additional.get(SECTION) if isinstance(additional, Mapping) else None
+    return BatchLLMConfig.parse(section)

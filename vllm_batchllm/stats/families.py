@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is shown: the metric families, and which figure of the scheduler feeds each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_batchllm.stats.counters import NUM_LEVELS
+from vllm_batchllm.stats.transport import OCCUPANCY, OTHER_HITS, level_figure
+
+NAMESPACE = "vllm_batchllm:"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: a name without namespace and ``_total``, its kind, and where it comes from.
+
+    label: name of the label beyond vLLM's own, or None. figures: figure of the scheduler by
+    value of that label; by "" where there is none.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    figures: Mapping[str, str]
+    label: str | None = None
+
+    @property
+    def full_name(self) -> str:
+        """Name as it is shown, counters with ``_total``."""
+        return f"{NAMESPACE}{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An increase of a counter, or the value of a gauge."""
+
+    family: Family
+    label: str
+    value: float
+
+
+def _counter(name: str, figure: str, text: str) -> Family:
+    return Family(name, "counter", text, {"": figure})
+
+
+def _gauge(name: str, figure: str, text: str) -> Family:
+    return Family(name, "gauge", text, {"": figure})
+
+
+def _levels() -> dict[str, str]:
+    """Level 1 is the widest shared prefix; the last one stands for all deeper ones."""
+    names = [str(level) for level in range(1, NUM_LEVELS)] + [f"{NUM_LEVELS}+"]
+    return {name: level_figure(index) for index, name in enumerate(names)} | {"other": OTHER_HITS}
+
+
+FAMILIES: tuple[Family, ...] = (
+    _counter("steps", "num_steps", "Steps that scheduled at least one token."),
+    _counter("scheduled_tokens", "num_scheduled_tokens", "Tokens that went through the model."),
+    _counter("admitted_requests", "num_admitted", "Requests admitted for the first time."),
+    _counter("prompt_tokens", "prompt_tokens", "Prompt tokens of the admitted requests."),
+    _counter(
+        "computed_prompt_tokens",
+        "computed_prompt_tokens",
+        "Prompt tokens that went through the model, recomputation included.",
+    ),
+    Family(
+        "admission_hit_tokens",
+        "counter",
+        "Prompt tokens found in the cache at the first admission, by level of the prefix tree.",
+        _levels(),
+        "level",
+    ),
+    _counter("preemptions", "num_preemptions", "Running requests sent back to wait."),
+    Family(
+        "admission_refusals",
+        "counter",
+        "Steps in which admissions ended before the waiting requests did, by reason.",
+        {name: f"refused_{name}" for name in ("memory", "peak", "pace")},
+        "reason",
+    ),
+    _counter("plan_seconds", "plan_s", "Seconds spent on arranging the waiting requests."),
+    _counter(
+        "garbage_blocks", "num_garbage_blocks", "Cached blocks given up that nobody waited for."
+    ),
+    _counter(
+        "needed_blocks_lost",
+        "num_needed_lost",
+        "Cached blocks given up although a waiting request needed them; should stay 0.",
+    ),
+    _counter(
+        "lengths_compared",
+        "num_lengths",
+        "Finished requests whose output length was compared with the prediction.",
+    ),
+    _counter(
+        "predicted_output_tokens",
+        "predicted_tokens",
+        "Output tokens predicted at admission, of the requests compared.",
+    ),
+    _counter("real_output_tokens", "real_tokens", "Output tokens of the requests compared."),
+    _counter(
+        "length_error_tokens",
+        "length_error_tokens",
+        "Absolute difference of predicted and real output tokens, of the requests compared.",
+    ),
+    _gauge("kv_blocks", "kv_blocks", "KV blocks that requests can hold."),
+    _gauge(
+        "kv_held_blocks_peak", "held_blocks_peak", "Most KV blocks that requests held in any step."
+    ),
+    _gauge("kv_occupancy", OCCUPANCY, "Share of the KV blocks held by requests, at the last step."),
+    _gauge(
+        "overcommit",
+        "overcommit",
+        "Multiple of the KV memory that the predicted peak may reach now.",
+    ),
+    _gauge("pace", "pace", "Multiple of the requests that pacing aims at now; 0: no pacing."),
+)
+
+_BY_FIGURE: dict[str, tuple[Family, str]] = {
+    figure: (family, label) for family in FAMILIES for label, figure in family.figures.items()
+}
+
+
+def samples(figures: Mapping[str, float]) -> Iterator[Sample]:
+    """What ``figures`` (as :func:`~vllm_batchllm.stats.transport.unload` gives them) change.
+
+    Figures that no family shows are left out.
+    """
+    for name, value in figures.items():
+        if name in _BY_FIGURE:
+            yield Sample(*_BY_FIGURE[name], value)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is compared, by benchmarks and simulations alike."""
