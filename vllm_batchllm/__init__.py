@@ -2,7 +2,8 @@
 """vllm-batchllm: vLLM for large batches whose prompts share prefixes.
 
 ``from vllm_batchllm import LLM`` is a drop-in for ``vllm.LLM``. Names are loaded on first use,
-so that planning and options work where vLLM is not installed.
+so that planning and options work where vLLM is not installed. The names below stay, whatever moves
+behind them: ``--scheduler batchllm`` and ``--scheduler-cls vllm_batchllm.create_scheduler`` use them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,22 @@ if TYPE_CHECKING:
     from vllm_batchllm.config import BatchLLMConfig
     from vllm_batchllm.llm import LLM
     from vllm_batchllm.offline.report import BatchReport
+    from vllm_batchllm.scheduler.scheduler import (
+        AsyncBatchLLMScheduler,
+        BatchLLMScheduler,
+        create_scheduler,
+    )
 
-__all__ = ["LLM", "BatchLLMConfig", "BatchReport", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "SamplingParams",
+    "BatchLLMConfig",
+    "BatchReport",
+    "BatchLLMScheduler",
+    "AsyncBatchLLMScheduler",
+    "create_scheduler",
+    "__version__",
+]
 
 __version__ = importlib.metadata.version("vllm-batchllm")
 
@@ -26,6 +41,9 @@ _HOME = {
     "LLM": "vllm_batchllm.llm",
     "BatchLLMConfig": "vllm_batchllm.config",
     "BatchReport": "vllm_batchllm.offline.report",
+    "BatchLLMScheduler": "vllm_batchllm.scheduler.scheduler",
+    "AsyncBatchLLMScheduler": "vllm_batchllm.scheduler.scheduler",
+    "create_scheduler": "vllm_batchllm.scheduler.scheduler",
     "SamplingParams": "vllm",
 }
 

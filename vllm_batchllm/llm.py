@@ -16,6 +16,7 @@ from typing import Any
 from vllm import LLM as StockLLM
 
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER, is_ours
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.offline.batch import Batch
@@ -23,7 +24,7 @@ from vllm_batchllm.offline.engine_core import call_core, held, withdraw
 from vllm_batchllm.offline.intake import Intake, Unrenderable
 from vllm_batchllm.offline.progress import BatchProgress
 from vllm_batchllm.offline.report import BatchReport, make_report
-from vllm_batchllm.plugin.registration import BATCHLLM_SCHEDULER, is_ours, register
+from vllm_batchllm.plugin.registration import register
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.stats.counters import ScheduleCounters
 

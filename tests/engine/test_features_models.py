@@ -24,7 +24,8 @@ from vllm.config import PoolerConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
-from vllm_batchllm.plugin.registration import BATCHLLM_SCHEDULER, register
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
+from vllm_batchllm.plugin.registration import register
 
 
 def test_embeddings_are_stocks_and_shared_prompts_are_computed_once(tiny_model, smollm2) -> None:

@@ -20,7 +20,7 @@ from tiny_engines import ENGINE, documents, generate, greedy, started, tokens
 from vllm import LLM as StockLLM
 
 from vllm_batchllm import LLM
-from vllm_batchllm.plugin.registration import BATCHLLM_SCHEDULER
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 
 PROMPTS = documents(num_documents=5, members=4)
 

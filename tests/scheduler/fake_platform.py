@@ -8,7 +8,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
-from vllm_batchllm.plugin.registration import BATCHLLM_SCHEDULER
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 
 GIB = 2**30
 

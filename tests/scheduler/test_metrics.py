@@ -19,7 +19,7 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.metrics.stats import KV_FETCH_STAGES, SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from vllm_batchllm.plugin.registration import BATCHLLM_SCHEDULER
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.scheduler.scheduler import create_scheduler
 from vllm_batchllm.stats import loggers
 from vllm_batchllm.stats.families import FAMILIES

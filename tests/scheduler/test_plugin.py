@@ -13,6 +13,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.plugin import registration
 
 
@@ -34,7 +35,7 @@ def test_the_entry_point_is_found_by_vllm() -> None:
 def test_scheduler_by_name(make) -> None:
     common = ["-i", "a", "-o", "b"] if make is not parser else []
     args = make().parse_args([*common, "--scheduler", "batchllm"])
-    assert args.scheduler_cls == registration.BATCHLLM_SCHEDULER
+    assert args.scheduler_cls == BATCHLLM_SCHEDULER
     assert make().parse_args([*common, "--scheduler", "stock"]).scheduler_cls is None
 
 
@@ -44,14 +45,14 @@ def test_bench_throughput_takes_the_option() -> None:
     bench = FlexibleArgumentParser()
     add_cli_args(bench)
     args = bench.parse_args(["--scheduler=batchllm"])
-    assert args.scheduler_cls == registration.BATCHLLM_SCHEDULER
+    assert args.scheduler_cls == BATCHLLM_SCHEDULER
 
 
 def test_serve_takes_the_option() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--scheduler", "batchllm"])
-    assert args.scheduler_cls == registration.BATCHLLM_SCHEDULER
+    assert args.scheduler_cls == BATCHLLM_SCHEDULER
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_prefix_caching_off_is_refused_before_an_engine_starts(llama) -> None:
         )
 
     with pytest.raises(ValueError, match=r"needs prefix caching.*--no-enable-prefix-caching"):
-        engine_args(scheduler_cls=registration.BATCHLLM_SCHEDULER).create_engine_config()
+        engine_args(scheduler_cls=BATCHLLM_SCHEDULER).create_engine_config()
     assert engine_args().create_engine_config().scheduler_config.get_scheduler_cls() is Scheduler
 
 
@@ -112,7 +113,7 @@ def test_bad_options_are_refused_before_an_engine_starts(llama) -> None:
     args = EngineArgs(
         model=llama,
         skip_tokenizer_init=True,
-        scheduler_cls=registration.BATCHLLM_SCHEDULER,
+        scheduler_cls=BATCHLLM_SCHEDULER,
         additional_config={"batchllm": {"order": "random"}},
     )
     with pytest.raises(ValueError, match="'order' = 'random' is not allowed; allowed: 'dfs'"):

@@ -19,11 +19,11 @@ from vllm_batchllm.bench.suite import (
     SUITE,
     WorkloadOptions,
     make_plan,
-    parse_options,
     resolve_model,
     resolve_workloads,
 )
 from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.command_line import parse_options
 from vllm_batchllm.measure.metrics import (
     ABResult,
     Difference,

@@ -12,13 +12,9 @@ from typing import Any
 import pytest
 
 from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
+from vllm_batchllm.calibrate.measurement import StepTimer, fit
 from vllm_batchllm.errors import BenchError
-from vllm_batchllm.simulate.calibration import (
-    CALIBRATION_FILE,
-    Calibration,
-    StepTimer,
-    fit,
-)
+from vllm_batchllm.simulate.calibration import CALIBRATION_FILE, Calibration
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, StepWork
 
 COSTS = MeasuredCosts(

@@ -23,13 +23,14 @@ from plan_model import save_model
 from rich.console import Console
 
 from vllm_batchllm.admission.length_estimator import HINT, MAX_HINT, hint_from
-from vllm_batchllm.bench.suite import parse_options, resolve_model, resolve_workloads
+from vllm_batchllm.bench.suite import resolve_model, resolve_workloads
 from vllm_batchllm.config import OPTIONS, BatchLLMConfig
 from vllm_batchllm.errors import BenchError
 from vllm_batchllm.input.reader import read_requests
 from vllm_batchllm.input.request import BadLineError, PlanRequest, parse_request
 from vllm_batchllm.input.tokenize import tokenize_requests
 from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
+from vllm_batchllm.measure.command_line import parse_options
 from vllm_batchllm.messages import shown
 from vllm_batchllm.plan.analysis import make_plan
 from vllm_batchllm.plan.render import print_plan

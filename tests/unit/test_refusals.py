@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from vllm_batchllm.admission.length_estimator import HINT, hint_from
-from vllm_batchllm.bench.suite import parse_options, resolve_model, resolve_workloads
+from vllm_batchllm.bench.suite import resolve_model, resolve_workloads
 from vllm_batchllm.config import BatchLLMConfig
 from vllm_batchllm.errors import BenchError
 from vllm_batchllm.input.request import BadLineError, parse_request
 from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
+from vllm_batchllm.measure.command_line import parse_options
 from vllm_batchllm.messages import shown
 from vllm_batchllm.workloads.catalog import make_workload
 

@@ -9,10 +9,8 @@ interrupted), 2 wrong use.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -31,15 +29,14 @@ from vllm_batchllm.bench.suite import (
     WorkloadOptions,
     is_good,
     make_plan,
-    parse_options,
     resolve_model,
     resolve_workloads,
     run_suite,
 )
 from vllm_batchllm.bench.tables import arms_of, match_text, ratio_text
 from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.metrics import ABResult
-from vllm_batchllm.page.page import PAGE_NAME
 from vllm_batchllm.workloads.catalog import DEFAULT_SCALE, workload_names
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -120,23 +117,10 @@ def bench(
         raise typer.Exit(EXIT_FAILED)
 
 
-def quieten() -> None:
-    """Keep start-up logs from burying the progress; whoever sets the variables gets them."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
-
-
 def _note_fixed_scale(plans: list[Plan], scale: float) -> None:
     fixed = [plan.batch.name for plan in plans if plan.batch.scale != scale]
     if fixed:
         print(f"note: {', '.join(fixed)} run at scale 1 by definition", file=sys.stderr)
-
-
-def tell_page(folder: Path | None) -> None:
-    """Say where the page is; a run that was interrupted at once has none."""
-    if folder and (folder / PAGE_NAME).is_file():
-        print(f"page: {folder / PAGE_NAME}", file=sys.stderr)
 
 
 def _run(

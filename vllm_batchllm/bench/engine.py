@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.errors import BenchError, unknown_name
 
 STOCK, SORTED, BATCHLLM = "stock", "sorted", "batchllm"
 ARMS = (STOCK, SORTED, BATCHLLM)
 #: `sorted` is stock vLLM with another order of requests, so it runs in stock's engine.
 ENGINE_OF_ARM = {STOCK: STOCK, SORTED: STOCK, BATCHLLM: BATCHLLM}
-BATCHLLM_SCHEDULER = "vllm_batchllm.scheduler.scheduler.create_scheduler"
 STOP_PROCESSOR = "vllm_batchllm.bench.forced_stop:ForcedStopProcessor"
 
 #: Only a ceiling for vLLM's own memory check; `kv_blocks` sets the real size. GiB.

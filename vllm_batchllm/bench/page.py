@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from vllm_batchllm.bench.plots import last_runs, names_of, ratio_label, ratio_series
 from vllm_batchllm.bench.report import Report
@@ -21,14 +20,13 @@ from vllm_batchllm.bench.tables import (
     summary_header,
     summary_rows,
 )
-from vllm_batchllm.errors import BenchError
 from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.page.figures import occupancy, ratio_bars, saved_against_optimum, step_profile
 from vllm_batchllm.page.forest_boxes import forest_boxes
-from vllm_batchllm.page.icicle import GroupBox, forest_icicle
-from vllm_batchllm.page.page import Drawing, Page, Section, Table, check_folder, write_page
+from vllm_batchllm.page.icicle import GroupBox, prefixes
+from vllm_batchllm.page.page import Drawing, Page, Section, Table
+from vllm_batchllm.page.writing import into_folder
 
-ReportT = TypeVar("ReportT")
 Groups = Mapping[str, Sequence[GroupBox]]
 """Prefix groups of each workload, by its name."""
 
@@ -52,30 +50,6 @@ def page_writer(folder: Path, plans: Sequence[Plan]) -> Callable[[Report], None]
         return bench_page(report, groups)
 
     return into_folder(folder, make)
-
-
-def into_folder(folder: Path, make: Callable[[ReportT], Page]) -> Callable[[ReportT], None]:
-    """What writes the page that `make` makes of a report into `folder`, which is tried at once.
-
-    Raises:
-        BenchError: the folder cannot be written; so does the returned function.
-    """
-
-    def write(report: ReportT) -> None:
-        try:
-            write_page(make(report), folder)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-
-    try:
-        check_folder(folder)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    return write
-
-
-def _unwritable(folder: Path, error: OSError) -> BenchError:
-    return BenchError(f"--report: cannot write a page into {folder}: {error.strerror or error}")
 
 
 def bench_page(report: Report, groups: Groups | None = None) -> Page:
@@ -190,13 +164,6 @@ def _steps(result: ABResult) -> list[Drawing]:
         title = "Share of KV blocks held after each step, last round"
         drawings.append(occupancy(held, "KV blocks held", title))
     return drawings
-
-
-def prefixes(groups: Sequence[GroupBox]) -> list[Drawing]:
-    """The picture of the groups, if there are any."""
-    if not groups:
-        return []
-    return [forest_icicle(groups, "Prefixes that requests share, the widest groups")]
 
 
 def _counted(number: int, noun: str) -> str:

@@ -7,21 +7,17 @@ the next pair starts.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vllm_batchllm.bench.engine import EngineSpec
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
 from vllm_batchllm.bench.report import Report, write_report
 from vllm_batchllm.bench.runner import OnProgress, run_ab
-from vllm_batchllm.config import BatchLLMConfig
 from vllm_batchllm.errors import BenchError
 from vllm_batchllm.measure.environment import describe_environment
-from vllm_batchllm.messages import shown
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 from vllm_batchllm.workloads.catalog import (
     DEFAULT_SCALE,
@@ -69,30 +65,6 @@ def resolve_workloads(names: Sequence[str]) -> list[str]:
     groups = {"suite": list(SUITE), "all": workload_names()}
     expanded = [full for name in names for full in groups.get(name) or [resolve_name(name)]]
     return list(dict.fromkeys(expanded))
-
-
-def parse_options(order: str | None, pairs: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-    """batchllm options from `--order` and `--option KEY=VALUE`, values as JSON or text.
-
-    Raises:
-        BenchError: no `=`, an option given twice, or refused by `BatchLLMConfig`.
-    """
-    options: dict[str, Any] = {} if order is None else {"order": order}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise BenchError(f"option {shown(pair)} must have the form KEY=VALUE")
-        if key in options:
-            raise BenchError(f"option {shown(key)} is given twice")
-        try:
-            options[key] = json.loads(text)
-        except (ValueError, RecursionError):  # no JSON, or more than Python reads
-            options[key] = text
-    try:
-        BatchLLMConfig.parse(options)
-    except ValueError as error:
-        raise BenchError(str(error)) from error
-    return tuple(options.items())
 
 
 def resolve_model(model: str | None) -> tuple[str, int]:

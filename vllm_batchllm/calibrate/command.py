@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.command_line import quieten
 
 
 def calibrate(
@@ -17,8 +18,7 @@ def calibrate(
     ] = None,
 ) -> None:
     """Measure what a step costs on this machine, for `simulate --device cpu`."""
-    from vllm_batchllm.bench.command import quieten
-    from vllm_batchllm.simulate.calibration import calibrate as run
+    from vllm_batchllm.calibrate.measurement import calibrate as run
 
     quieten()
     try:

@@ -132,3 +132,10 @@ def _told(item: _Placed) -> str:
         f"{box.num_requests:,} requests share tokens {item.depth:,} to "
         f"{item.depth + box.num_tokens:,}: {clean(box.label, 200)}"
     )
+
+
+def prefixes(groups: Sequence[GroupBox]) -> list[Drawing]:
+    """The picture of the groups, if there are any."""
+    if not groups:
+        return []
+    return [forest_icicle(groups, "Prefixes that requests share, the widest groups")]

@@ -12,16 +12,11 @@ import functools
 from typing import Any
 
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.compat.names import SCHEDULERS, is_ours, known_schedulers
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.plugin.engine_config import batch_sizes
 
 logger = get_logger(__name__)
-
-BATCHLLM_SCHEDULER = "vllm_batchllm.scheduler.scheduler.create_scheduler"
-"""Path of the factory that builds the scheduler fitting the engine's async mode."""
-
-SCHEDULERS: dict[str, str | None] = {"batchllm": BATCHLLM_SCHEDULER, "stock": None}
-"""What ``--scheduler`` takes: name -> scheduler_cls."""
 
 
 def register() -> None:
@@ -50,20 +45,13 @@ def scheduler_by_name(name: str) -> str | None:
         argparse.ArgumentTypeError: the name is unknown, or vLLM's version is not supported.
     """
     if name not in SCHEDULERS:
-        raise argparse.ArgumentTypeError(f"unknown scheduler {name!r}; known: {_known()}")
+        raise argparse.ArgumentTypeError(f"unknown scheduler {name!r}; known: {known_schedulers()}")
     if name == "batchllm":
         try:
             vllm_version.check_vllm_version()
         except vllm_version.UnsupportedVLLMError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return SCHEDULERS[name]
-
-
-def is_ours(scheduler_cls: object) -> bool:
-    """Whether a ``scheduler_cls`` (path, class or factory) is one of this package."""
-    if isinstance(scheduler_cls, str):
-        return scheduler_cls.startswith("vllm_batchllm.")
-    return getattr(scheduler_cls, "__module__", "").startswith("vllm_batchllm.")
 
 
 def check_config(vllm_config: Any) -> None:
@@ -100,7 +88,7 @@ def _with_scheduler_option(add_cli_args: Any) -> Any:
             type=scheduler_by_name,
             default=beside.default,
             metavar="NAME",
-            help=f"Scheduler by name: {_known()}. `batchllm` admits requests prefix group by "
+            help=f"Scheduler by name: {known_schedulers()}. `batchllm` admits requests prefix group by "
             "prefix group, for large batches that share prefixes (see vllm-batchllm).",
         )
         return parser
@@ -133,7 +121,3 @@ def _install_metrics() -> None:
         install()
     except Exception:
         logger.warning("no batchllm metrics: vLLM's loggers are not as expected", exc_info=True)
-
-
-def _known() -> str:
-    return ", ".join(SCHEDULERS)

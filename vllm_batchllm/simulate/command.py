@@ -19,9 +19,8 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from vllm_batchllm.bench.command import quieten, tell_page
-from vllm_batchllm.bench.suite import parse_options
 from vllm_batchllm.errors import BenchError
+from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.environment import describe_environment
 from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
 from vllm_batchllm.simulate.devices import CPU, DEVICES

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vllm_batchllm.bench.page import into_folder, prefixes
 from vllm_batchllm.page.figures import occupancy, ratio_bars, saved_against_optimum, step_profile
 from vllm_batchllm.page.forest_boxes import forest_boxes
-from vllm_batchllm.page.icicle import GroupBox
+from vllm_batchllm.page.icicle import GroupBox, prefixes
 from vllm_batchllm.page.page import Drawing, Page, Section, Table
 from vllm_batchllm.page.parts import stacked_parts
+from vllm_batchllm.page.writing import into_folder
 from vllm_batchllm.simulate.arms import SORTED
 from vllm_batchllm.simulate.setup import Setup
 from vllm_batchllm.simulate.show import duration, header, rows

@@ -15,8 +15,8 @@ from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase, StatLoggerManager
 from vllm.v1.metrics.stats import SchedulerStats
 
+from vllm_batchllm.compat.names import is_ours
 from vllm_batchllm.log import get_logger
-from vllm_batchllm.plugin.registration import is_ours
 from vllm_batchllm.stats.exporter import Exporter
 from vllm_batchllm.stats.transport import unload
 

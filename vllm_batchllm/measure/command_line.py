@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that measure have in common: options, quiet logs, where the page is."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_batchllm.config import BatchLLMConfig
+from vllm_batchllm.errors import BenchError
+from vllm_batchllm.messages import shown
+from vllm_batchllm.page.page import PAGE_NAME
+
+
+def parse_options(order: str | None, pairs: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """batchllm options from `--order` and `--option KEY=VALUE`, values as JSON or text.
+
+    Raises:
+        BenchError: no `=`, an option given twice, or refused by `BatchLLMConfig`.
+    """
+    options: dict[str, Any] = {} if order is None else {"order": order}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise BenchError(f"option {shown(pair)} must have the form KEY=VALUE")
+        if key in options:
+            raise BenchError(f"option {shown(key)} is given twice")
+        try:
+            options[key] = json.loads(text)
+        except (ValueError, RecursionError):  # no JSON, or more than Python reads
+            options[key] = text
+    try:
+        BatchLLMConfig.parse(options)
+    except ValueError as error:
+        raise BenchError(str(error)) from error
+    return tuple(options.items())
+
+
+def quieten() -> None:
+    """Keep start-up logs from burying the progress; whoever sets the variables gets them."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+
+
+def tell_page(folder: Path | None) -> None:
+    """Say where the page is; a run that was interrupted at once has none."""
+    if folder and (folder / PAGE_NAME).is_file():
+        print(f"page: {folder / PAGE_NAME}", file=sys.stderr)
