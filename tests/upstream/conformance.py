@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make conformance``: all suites with stock's classes and with ours, and the table of both.
 
-Also renews what CI compares with (``recorded/core.json``), and with ``--survey`` the list of
-files that are run at all (``suites.json``).
+Of the vLLM that is installed, which with ``.next`` on PYTHONPATH is the next one. Also renews what
+CI compares with (``recorded/core-*.json``), and with ``--survey`` the list of files that are run at
+all (``recorded/suites-*.json``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from runner import MODES, NOT_COMPILED, Arm, Result, finish, read_log, start
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "conformance"
-RECORDED = Path(__file__).resolve().parent / "recorded" / "core.json"
 CI_MODES = ("written", "async")
 RUN_TIMEOUT_S = 1800
 ENGINE_RUN_TIMEOUT_S = 300
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--suite", action="append", choices=suites.FOLDERS, help="default: all")
     parser.add_argument("--mode", action="append", choices=MODES, help="default: all")
     parser.add_argument("--survey", action="store_true", help="find out which files can run here")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="default: benchmarks/results/conformance")
     parser.add_argument(
         "--logs", type=Path, help="keep the logs in this folder, and go on from there"
     )
@@ -47,10 +47,12 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="vllm-conformance-") as scratch:
             logs = (options.logs or Path(scratch) / "logs").resolve()
             logs.mkdir(parents=True, exist_ok=True)
-            bench = Bench(logs, local_models.make_models(Path(scratch) / "models"))
+            release = archive.installed()
+            bench = Bench(release, logs, local_models.make_models(Path(scratch) / "models"))
             if options.survey:
                 return survey(names, bench)
-            return conformance(names, options.mode or list(MODES), bench, options.results)
+            results = options.results or results_of(release)
+            return conformance(names, options.mode or list(MODES), bench, results)
     except archive.ArchiveError as error:
         print(f"\nno conformance run: {error}", file=sys.stderr)
         return 1
@@ -58,8 +60,9 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where runs take their models from, and leave their logs."""
+    """The version that is tested, and where runs take their models from and leave their logs."""
 
+    release: archive.Release
     logs: Path
     models: Path
 
@@ -109,14 +112,14 @@ class Bench:
 
 def survey(names: list[str], bench: Bench) -> int:
     """Run everything that might run, with stock, and record which files are worth it."""
-    known = suites.load() if suites.DATA.is_file() else {}
+    known, source = suites.load(bench.release), archive.fetched(bench.release)
     for name in names:
         path = suites.FOLDERS[name]
         with tempfile.TemporaryDirectory() as folder:
-            tried = suites.candidates(archive.unpacked(archive.fetched(), Path(folder)), path)
+            tried = suites.candidates(archive.unpacked(source, Path(folder)), path)
         stock = bench.run(f"survey-{name}", Arm("stock", "written"), tried)
         known[name] = suites.surveyed(tried, stock)
-        suites.save(known)
+        suites.save(known, bench.release)
         print(f"{name}: {len(stock.passed)} pass in {len(known[name].files)} files", flush=True)
     return 0
 
@@ -124,7 +127,7 @@ def survey(names: list[str], bench: Bench) -> int:
 def conformance(names: list[str], modes: list[str], bench: Bench, results: Path) -> int:
     """Run suites in modes, both ways; write the table; 1 if anything is lost."""
     exceptions, rows = load_exceptions(), []
-    known = suites.load()
+    known = suites.load(bench.release)
     for name in names:
         if name not in known or not known[name].files:
             print(f"{name}: no file of it can run here, or none has been looked for (--survey)")
@@ -133,28 +136,42 @@ def conformance(names: list[str], modes: list[str], bench: Bench, results: Path)
             row = compared(name, mode, bench, exceptions.get(mode, {}))
             rows.append(row)
             print("\n".join([row.line(), *row.problems]), flush=True)
-    record([row for row in rows if row.suite == "core"], known["core"].targets)
-    if set(names) == set(suites.FOLDERS) and set(modes) == set(MODES):
-        outcome.write(rows, exceptions, known, results)
+    if "core" in known:
+        core = [row for row in rows if row.suite == "core"]
+        record(core, known["core"].targets, bench.release)
+    if set(names) >= set(known) and set(modes) == set(MODES):
+        outcome.write(rows, exceptions, known, bench.release, results)
         print(f"written to {results}")
     return 1 if any(row.problems for row in rows) else 0
 
 
 def builds_schedulers(name: str, bench: Bench) -> bool:
     """Whether tests build any without an engine: the modes beside the first change nothing else."""
-    stock = bench.run(name, Arm("stock", "written"), suites.load()[name], with_engines=False)
+    stock = bench.run(
+        name, Arm("stock", "written"), suites.load(bench.release)[name], with_engines=False
+    )
     return stock.num_built("Scheduler", ours=False) > 0
 
 
 def compared(name: str, mode: str, bench: Bench, exceptions: dict[str, str]) -> outcome.Row:
     """One suite in one mode, first with stock, then with ours what has passed."""
-    suite = suites.load()[name]
+    suite = suites.load(bench.release)[name]
     stock = bench.run(name, Arm("stock", mode), suite)
     ours = bench.run(name, Arm("ours", mode), suite, stock.passed)
     return outcome.Row(name, mode, compare(stock.passed, ours, exceptions), stock, ours)
 
 
-def record(rows: list[outcome.Row], files: list[str]) -> None:
+def recorded_core(release: archive.Release) -> Path:
+    """The list of what passes of a version's core tests with stock."""
+    return suites.RECORDED / f"core-{release.minor}.json"
+
+
+def results_of(release: archive.Release) -> Path:
+    """Where the table of a version goes: in a folder of its own, but for what is set up here."""
+    return RESULTS if release == archive.CURRENT else RESULTS / release.minor
+
+
+def record(rows: list[outcome.Row], files: list[str], release: archive.Release) -> None:
     """Keep what passes with stock in ``files`` for CI, which then runs only ours."""
     passed = {
         row.mode: sorted(test for test in row.stock.passed if test.partition("::")[0] in files)
@@ -162,8 +179,8 @@ def record(rows: list[outcome.Row], files: list[str]) -> None:
         if row.mode in CI_MODES
     }
     if set(passed) == set(CI_MODES):
-        content = {"vllm": archive.VERSION, "sha256": archive.SHA256, "passed": passed}
-        RECORDED.write_text(json.dumps(content, indent=0) + "\n")
+        content = {"vllm": release.version, "sha256": release.sha256, "passed": passed}
+        recorded_core(release).write_text(json.dumps(content, indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import archive
+from archive import Release
 from comparison import Comparison
 from runner import Result
 from suites import Suite
@@ -92,24 +92,26 @@ def write(
     rows: Sequence[Row],
     exceptions: Mapping[str, Mapping[str, str]],
     suites: Mapping[str, Suite],
+    release: Release,
     folder: Path,
 ) -> None:
     """Write ``conformance.json`` and ``README.md`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "vllm": archive.VERSION,
+        "vllm": release.version,
         "python": platform.python_version(),
         "rows": [row.values() for row in rows],
         "exceptions": exceptions,
     }
     (folder / "conformance.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "README.md").write_text(markdown(rows, exceptions, suites))
+    (folder / "README.md").write_text(markdown(rows, exceptions, suites, release))
 
 
 def markdown(
     rows: Sequence[Row],
     exceptions: Mapping[str, Mapping[str, str]],
     suites: Mapping[str, Suite],
+    release: Release,
 ) -> str:
     """The table, the exceptions with their reasons, and the files that are not run."""
     by_suite: dict[str, dict[str, Row]] = {}
@@ -121,7 +123,7 @@ def markdown(
         for test, why in tests.items()
     ]
     lines = [
-        f"# vLLM {archive.VERSION}'s own tests with our classes in place",
+        f"# vLLM {release.version}'s own tests with our classes in place",
         "",
         INTRODUCTION,
         "",

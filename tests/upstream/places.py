@@ -23,12 +23,12 @@ STAND_INS = {
 
 
 def prepared(folder: Path, models: Path) -> Path:
-    """Make ``folder`` a place to run vLLM's tests in, with the model folders of ``models``.
+    """Make ``folder`` a place to run the installed vLLM's tests in, with the folders of ``models``.
 
     Raises:
         ArchiveError: the source archive is not to be had.
     """
-    archive.unpacked(archive.fetched(), folder)
+    archive.unpacked(archive.fetched(archive.installed()), folder)
     for owner in models.iterdir():
         (folder / owner.name).symlink_to(owner)
     for package, files in STAND_INS.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of vLLM's test files are run, kept as data in ``suites.json``, and how they are found."""
+"""Which of vLLM's test files are run, kept as data for each version, and how they are found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import archive
 import local_models
 from runner import Result
 
@@ -20,7 +21,7 @@ FOLDERS = {
     "sample": "tests/v1/sample",
     "entrypoints": "tests/entrypoints",
 }
-DATA = Path(__file__).resolve().parent / "suites.json"
+RECORDED = Path(__file__).resolve().parent / "recorded"
 STARTS_ENGINE = re.compile(
     r"RemoteOpenAIServer|RemoteVLLM|VllmRunner|vllm_runner|\bLLM\(|AsyncEngineArgs|\bLLMEngine\b"
     r"|\"run-batch\""
@@ -70,15 +71,22 @@ class Suite:
         return [[f"{self.path}/{name}"] for name in self.engines if name in self.files]
 
 
-def load(path: Path = DATA) -> dict[str, Suite]:
-    """The recorded suites by name."""
-    return {name: Suite(**values) for name, values in json.loads(path.read_text()).items()}
+def path_of(release: archive.Release) -> Path:
+    """Where the suites of a minor version are recorded."""
+    return RECORDED / f"suites-{release.minor}.json"
 
 
-def save(suites: dict[str, Suite], path: Path = DATA) -> None:
-    """Record the suites."""
+def load(release: archive.Release) -> dict[str, Suite]:
+    """The recorded suites of a version by name; empty before its first survey."""
+    path = path_of(release)
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: Suite(**values) for name, values in content.items()}
+
+
+def save(suites: dict[str, Suite], release: archive.Release) -> None:
+    """Record the suites of a version."""
     content = {name: asdict(suite) for name, suite in suites.items()}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path_of(release).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def candidates(folder: Path, path: str) -> Suite:

@@ -16,7 +16,7 @@ import local_models
 import pytest
 import suites
 from comparison import MAX_EXCEPTIONS, compare, load_exceptions
-from conformance import CI_MODES, RECORDED
+from conformance import CI_MODES, recorded_core
 from places import prepared
 from runner import Arm, Result, finish, start
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
 
 @pytest.fixture(scope="session")
 def recorded() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(RECORDED.read_text())
+    content: dict[str, Any] = json.loads(recorded_core(archive.installed()).read_text())
     return content
 
 
@@ -36,7 +36,7 @@ def recorded() -> dict[str, Any]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]:
     scratch = tmp_path_factory.mktemp("upstream")
     models = local_models.make_models(scratch / "models")
-    targets = suites.load()["core"].targets
+    targets = suites.load(archive.installed())["core"].targets
     started = []
     for mode in CI_MODES:
         folder, log = scratch / mode, scratch / f"{mode}.jsonl"
@@ -66,8 +66,8 @@ def test_the_schedulers_under_test_are_ours(mode: str, runs: dict[str, Result]) 
 def test_the_record_is_of_the_vllm_that_is_installed(recorded: dict[str, Any]) -> None:
     installed = vllm_version.installed_vllm_version()
     assert installed is not None
-    assert installed.partition("+")[0] == recorded["vllm"] == archive.VERSION
-    assert recorded["sha256"] == archive.SHA256
+    assert installed.partition("+")[0] == recorded["vllm"] == archive.installed().version
+    assert recorded["sha256"] == archive.installed().sha256
     assert min(len(recorded["passed"][mode]) for mode in CI_MODES) > 800
 
 
@@ -77,6 +77,11 @@ def test_few_exceptions_are_made_and_each_says_why() -> None:
 
 
 def test_an_archive_that_differs_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / archive.FILE_NAME).write_bytes(b"something else")
-    with pytest.raises(archive.ArchiveError, match=r"vllm-0\.32\.0\.tar\.gz has SHA-256"):
-        archive.fetched(tmp_path)
+    (tmp_path / archive.NEXT.file_name).write_bytes(b"something else")
+    with pytest.raises(archive.ArchiveError, match=r"vllm-0\.33\.0\.tar\.gz has SHA-256"):
+        archive.fetched(archive.NEXT, tmp_path)
+
+
+def test_a_version_without_a_pin_is_refused_by_name() -> None:
+    with pytest.raises(archive.ArchiveError, match=r"pinned for vLLM 0\.99\.0\+cpu, only for 0\.3"):
+        archive.pinned("0.99.0+cpu")
