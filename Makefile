@@ -21,7 +21,7 @@ FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast fuzz conformance lint format bench abuse soak paper paper-full clean
+.PHONY: help setup model demo test test-fast fuzz drift conformance lint format bench abuse soak paper paper-full clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -43,13 +43,16 @@ demo: model ## documents x questions on a real model, with an A/B against stock 
 test: model ## all tests, real engines included
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-test-fast: setup ## tests without a model: tests/unit and tests/scheduler
-	$(PY) -m pytest tests/unit tests/scheduler $(PYTEST_ARGS)
+test-fast: setup ## tests without a model: tests/unit, tests/ledger and tests/scheduler
+	$(PY) -m pytest tests/unit tests/ledger tests/scheduler $(PYTEST_ARGS)
 
 fuzz: setup ## 100,000 random steps of schedulers, random inputs of all parsers (FUZZ_SEED=n replays)
 	@seed="$(FUZZ_SEED)"; export FUZZ_SEED="$${seed:-$$($(PY) -c 'import secrets; print(secrets.randbelow(10**6))')}"; \
 	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --timeout=3600 --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
 	  tests/scheduler/test_scheduler_machine.py tests/unit/test_fuzz_parsers.py $(PYTEST_ARGS)
+
+drift: setup ## which bodies of vLLM that we rely on have changed: make drift OLD=0.32.0 NEW=0.33.0
+	@$(PY) tests/ledger/drift.py $(OLD) $(NEW)
 
 conformance: setup ## vLLM's own tests with its classes and with ours, compared (long)
 	$(PY) tests/upstream/conformance.py $(CONFORMANCE_ARGS)

@@ -19,7 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # spinning threads starve on a 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-for ring in ("unit", "scheduler", "engine", "upstream"):
+for ring in ("unit", "scheduler", "engine", "upstream", "ledger"):
     sys.path.insert(0, str(Path(__file__).parent / ring))
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The border to vLLM: version gate, and the ledger of every vLLM symbol we touch.
+"""The border to vLLM: the version gate.
 
 vLLM calls its scheduler interface non-public and moves it freely. So the supported range is
-narrow, a mismatch is refused with a message, and each symbol we rely on is written down here
-with why, how, and when it can go; a test resolves every entry and fails when upstream moves it.
+narrow, a mismatch is refused with a message, and every symbol we rely on is written down in
+``tests/ledger`` with why, how, and when it can go.
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ import os
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
-
-from vllm_batchllm.ledger import ENTRIES
-from vllm_batchllm.memory.ledger import MEMORY
-from vllm_batchllm.touched import Touched
 
 SUPPORTED_MIN = "0.32.0"
 SUPPORTED_BELOW = "0.33"
@@ -67,5 +63,3 @@ def _is_supported(installed: str) -> bool:
         return False
 
 
-LEDGER: tuple[Touched, ...] = (*ENTRIES, *MEMORY)
-"""Every symbol of vLLM that we touch."""

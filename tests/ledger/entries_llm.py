@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the drop-in ``LLM`` overrides, and what it asks of the engine core."""
+
+from __future__ import annotations
+
+from vllm_symbol import VLLMSymbol
+
+OFFLINE = "vllm.entrypoints.common.offline:OfflineInferenceMixin"
+UNTIL_BATCH = "vLLM's LLM offers hooks around adding requests and collecting outputs"
+
+LLM: tuple[VLLMSymbol, ...] = (
+    VLLMSymbol(
+        "vllm.v1.engine.core:EngineCore.pause_scheduler",
+        why="queue the whole batch before the first step",
+        how="called as a utility, mode keep",
+        until=UNTIL_BATCH,
+        parameters=("mode", "clear_cache"),
+    ),
+    VLLMSymbol(
+        "vllm.v1.engine.core:EngineCore.resume_scheduler",
+        why="start the batch once it is queued",
+        how="called as a utility",
+        until=UNTIL_BATCH,
+    ),
+    VLLMSymbol(
+        "vllm.v1.engine.core:EngineCore.is_scheduler_paused",
+        why="leave an engine paused that the user had paused",
+        how="called as a utility",
+        until=UNTIL_BATCH,
+    ),
+    *(
+        VLLMSymbol(
+            f"{OFFLINE}.{name}",
+            why=why,
+            how="overridden; calls super with everything as it came",
+            until=UNTIL_BATCH,
+        )
+        for name, why in (
+            ("_add_completion_requests", "hold the engine while a batch is queued"),
+            ("_add_chat_requests", "hold the engine while a batch is queued"),
+            ("_run_completion", "know that a call waits for its outputs, so look-ahead may apply"),
+            ("_run_chat", "know that a call waits for its outputs, so look-ahead may apply"),
+        )
+    ),
+    VLLMSymbol(
+        f"{OFFLINE}._preprocess_cmpl_one",
+        why="a prompt that cannot be rendered fails alone",
+        how="overridden; calls super and catches",
+        until=UNTIL_BATCH,
+        parameters=("prompt",),
+    ),
+    VLLMSymbol(
+        f"{OFFLINE}._preprocess_chat_one",
+        why="a conversation that cannot be rendered fails alone",
+        how="overridden; calls super and catches",
+        until=UNTIL_BATCH,
+        parameters=("conversation",),
+    ),
+    VLLMSymbol(
+        f"{OFFLINE}._render_and_add_requests",
+        why="duplicates, look-ahead and failed requests",
+        how="overridden; adds through _add_request",
+        until=UNTIL_BATCH,
+        parameters=("prompts", "params", "lora_requests", "priorities"),
+    ),
+    VLLMSymbol(
+        f"{OFFLINE}._add_request",
+        why="add one request with a counted id",
+        how="called",
+        until=UNTIL_BATCH,
+        parameters=("prompt", "params", "lora_request", "priority"),
+    ),
+    VLLMSymbol(
+        f"{OFFLINE}._run_engine",
+        why="feed the look-ahead, show savings, answer duplicates",
+        how="overridden with a loop over LLMEngine.step",
+        until=UNTIL_BATCH,
+        parameters=("output_type", "use_tqdm"),
+    ),
+    *(
+        VLLMSymbol(
+            f"vllm.v1.engine.llm_engine:LLMEngine.{name}",
+            why="the loop that hands out outputs as they come",
+            how="called",
+            until=UNTIL_BATCH,
+        )
+        for name in ("step", "abort_request")
+    ),
+    VLLMSymbol(
+        "vllm.v1.engine.core_client:SyncMPClient.call_utility",
+        why="the way to the engine core in another process",
+        how="called",
+        until=UNTIL_BATCH,
+        parameters=("method",),
+    ),
+)
