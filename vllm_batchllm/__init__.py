@@ -37,6 +37,7 @@ __all__ = [
 
 __version__ = importlib.metadata.version("vllm-batchllm")
 
+_NEED_VLLM = {"LLM", "SamplingParams"}
 _HOME = {
     "LLM": "vllm_batchllm.llm",
     "BatchLLMConfig": "vllm_batchllm.config",
@@ -51,4 +52,6 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _NEED_VLLM:  # another vLLM may fail on any import below: the refusal comes first
+        importlib.import_module("vllm_batchllm.compat.version").check_vllm_version()
     return getattr(importlib.import_module(_HOME[name]), name)

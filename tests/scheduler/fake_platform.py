@@ -31,6 +31,9 @@ class FakePlatform:
     def is_device_capability_family(self, capability: int) -> bool:
         return self.family == capability
 
+    def is_device_capability(self, capability: int) -> bool:
+        return False  # vLLM 0.33 asks for one single GPU (12.1), which is none of these
+
     def get_device_total_memory(self) -> int:
         return self.memory_gib * GIB
 

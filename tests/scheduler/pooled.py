@@ -45,7 +45,12 @@ def sliding_window() -> KVCacheSpec:
 
 
 def mamba() -> KVCacheSpec:
-    return MambaSpec(block_size=BLOCK_SIZE, shapes=((1, 1),), dtypes=(torch.float32,))
+    return MambaSpec(
+        block_size=BLOCK_SIZE,
+        shapes=((1, 1),),
+        dtypes=(torch.float32,),
+        mamba_cache_mode="align",  # the one that can cache prefixes; 0.33 insists on it
+    )
 
 
 KV_GROUPS: dict[str, list[KVCacheSpec]] = {

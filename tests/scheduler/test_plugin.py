@@ -11,6 +11,7 @@ from vllm.entrypoints.launchers.run_batch import make_arg_parser as run_batch_pa
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm_moved import serve_parser
 
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
@@ -49,9 +50,7 @@ def test_bench_throughput_takes_the_option() -> None:
 
 
 def test_serve_takes_the_option() -> None:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--scheduler", "batchllm"])
+    args = serve_parser(FlexibleArgumentParser()).parse_args(["--scheduler", "batchllm"])
     assert args.scheduler_cls == BATCHLLM_SCHEDULER
 
 

@@ -342,7 +342,7 @@ def test_options_have_defaults_and_bad_ones_are_refused(llama) -> None:
 
 def test_an_unsupported_vllm_is_refused(llama, monkeypatch) -> None:
     monkeypatch.setattr("vllm_batchllm.compat.version.installed_vllm_version", lambda: "0.31.2")
-    with pytest.raises(RuntimeError, match=r"vLLM 0\.31\.2 is installed.*>= 0\.32\.0, < 0\.33"):
+    with pytest.raises(RuntimeError, match=r"vLLM 0\.31\.2 is installed.*>= 0\.32\.0, < 0\.34"):
         make_scheduler(BatchLLMScheduler, make_vllm_config(llama))
     monkeypatch.setenv("VLLM_BATCHLLM_SKIP_VERSION_CHECK", "1")
     assert make_scheduler(BatchLLMScheduler, make_vllm_config(llama)).waiting is not None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The border to vLLM: the version gate.
+"""The border to vLLM: the version gate, and what differs between the supported versions.
 
 vLLM calls its scheduler interface non-public and moves it freely. So the supported range is
-narrow, a mismatch is refused with a message, and every symbol we rely on is written down in
-``tests/ledger`` with why, how, and when it can go.
+narrow, a mismatch is refused with a message, and where two supported versions differ, one function
+here asks the object at hand what it is; nobody else asks for a version. Every symbol of vLLM that
+we rely on is written down in ``tests/ledger``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 SUPPORTED_MIN = "0.32.0"
-SUPPORTED_BELOW = "0.33"
+SUPPORTED_BELOW = "0.34"
 SKIP_VERSION_CHECK = "VLLM_BATCHLLM_SKIP_VERSION_CHECK"
 """Environment variable; set to 1 to run on a vLLM outside the supported range."""
+WITHOUT_VLLM = (
+    "Without vLLM work: options (BatchLLMConfig), and `vllm-batchllm plan` on prompts and token ids"
+)
 
 
 class UnsupportedVLLMError(RuntimeError):
@@ -38,28 +42,30 @@ def check_vllm_version() -> None:
     """Refuse an unsupported vLLM.
 
     Raises:
-        UnsupportedVLLMError: names the installed version, the supported range and the way out.
+        UnsupportedVLLMError: names the installed version, the supported range, the ways out, and
+            what works all the same.
     """
     installed = installed_vllm_version()
-    supported = f"vllm-batchllm supports vLLM >= {SUPPORTED_MIN}, < {SUPPORTED_BELOW}"
+    supported = f"vllm-batchllm supports releases of vLLM >= {SUPPORTED_MIN}, < {SUPPORTED_BELOW}"
     if installed is None:
         raise UnsupportedVLLMError(
             f"vLLM is not installed. {supported}. "
-            "Install it with: pip install 'vllm-batchllm[cuda]' (GPU), or see README (CPU)"
+            "Install it with: pip install 'vllm-batchllm[cuda]' (GPU), or see README (CPU); "
+            f"{SKIP_VERSION_CHECK}=1 only lets another version pass. {WITHOUT_VLLM}"
         )
     if os.environ.get(SKIP_VERSION_CHECK) == "1" or _is_supported(installed):
         return
     raise UnsupportedVLLMError(
         f"vLLM {installed} is installed. {supported}. "
-        f"Install a supported version, or set {SKIP_VERSION_CHECK}=1 to try it at your own risk"
+        f"Install a supported version, or set {SKIP_VERSION_CHECK}=1 to try it at your own risk. "
+        f"{WITHOUT_VLLM}"
     )
 
 
 def _is_supported(installed: str) -> bool:
+    """Development builds are not: they are named after the release before, and hold what comes."""
     supported = SpecifierSet(f">={SUPPORTED_MIN},<{SUPPORTED_BELOW}")
     try:
-        return supported.contains(Version(installed).public, prereleases=True)
+        return supported.contains(Version(installed).public, prereleases=False)
     except InvalidVersion:
         return False
-
-

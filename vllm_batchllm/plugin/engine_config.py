@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vllm_batchllm.compat.features import planned_block_size
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.plugin.engine_sizes import (
+    CPU_STOCK_BLOCK_SIZE,
     Device,
     EngineSizes,
     Workload,
@@ -54,7 +56,7 @@ class ChosenSizes:
 
     def _fit_block_size(self, vllm_config: Any) -> None:
         cache, model = vllm_config.cache_config, vllm_config.model_config
-        before = cache.block_size
+        before = planned_block_size(vllm_config, cpu_default=CPU_STOCK_BLOCK_SIZE)
         after = cpu_block_size(
             before,
             platform=_platform(),

@@ -28,6 +28,7 @@ from vllm_batchllm.admission.options import AdmissionOptions, admission_options
 from vllm_batchllm.admission.step_costs import platform_costs
 from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, StepBudget
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.compat.features import end_with_error
 from vllm_batchllm.compat.patching import install_counters_utility
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.kv_cache.block_pool import installed_pool
@@ -277,7 +278,7 @@ class PrefixGroupMixin(Scheduler):
         )
         if problem is not None:
             logger.warning("request %s ends with an error: %s", request.request_id, problem)
-            self.grammar_compile_error_reqs.add(request.request_id)
+            end_with_error(self, request.request_id, problem)
 
 
 class BatchLLMScheduler(PrefixGroupMixin, Scheduler):

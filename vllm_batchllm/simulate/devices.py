@@ -17,7 +17,7 @@ class Device:
 
     memory_bytes: of the device. flops: peak of dense 16-bit matrix products, 1/s. bandwidth:
     of its memory, bytes/s. link_bandwidth: to its neighbours, bytes/s in one direction.
-    max_num_seqs, max_num_batched_tokens: what vLLM 0.32 takes for its `LLM` class there.
+    max_num_seqs, max_num_batched_tokens: what vLLM 0.32 and 0.33 take for its `LLM` class there.
     source: where the figures are from.
     """
 
