@@ -16,12 +16,14 @@ PAPER_ARGS ?=
 MEASURED_ROUNDS ?= 3
 # Workloads on which the simulator is held against this machine.
 MEASURED ?= micro-2000-200-d16 industry tree-3 decode-heavy mixed
+# Unit tests hardly touch vLLM: they need no second run.
+NEXT_TESTS := tests/ledger tests/scheduler tests/upstream tests/engine/test_llm.py tests/engine/test_front_ends.py
 # Steps of `make fuzz`, and where its random numbers start; a run tells its seed, to be replayed.
 FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast fuzz drift conformance lint format bench abuse soak paper paper-full clean
+.PHONY: help setup model demo test test-fast fuzz next test-next drift conformance lint format bench abuse soak paper paper-full clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -50,6 +52,12 @@ fuzz: setup ## 100,000 random steps of schedulers, random inputs of all parsers 
 	@seed="$(FUZZ_SEED)"; export FUZZ_SEED="$${seed:-$$($(PY) -c 'import secrets; print(secrets.randbelow(10**6))')}"; \
 	FUZZ_STEPS=$(FUZZ_STEPS) $(PY) -m pytest --timeout=3600 --hypothesis-profile=fuzz --hypothesis-seed=$$FUZZ_SEED \
 	  tests/scheduler/test_scheduler_machine.py tests/unit/test_fuzz_parsers.py $(PYTEST_ARGS)
+
+next: setup ## .next: the next vLLM's Python on the kernels of this one (seconds, 47 MB once)
+	@$(PY) patches/next_overlay/make_overlay.py
+
+test-next: model next ## on the next vLLM: ledger, scheduler ring, its own core tests, LLM and front ends
+	PYTHONPATH="$(CURDIR)/.next$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) -m pytest --on-next $(NEXT_TESTS) $(PYTEST_ARGS)
 
 drift: setup ## which bodies of vLLM that we rely on have changed: make drift OLD=0.32.0 NEW=0.33.0
 	@$(PY) tests/ledger/drift.py $(OLD) $(NEW)
@@ -90,5 +98,5 @@ paper-full: setup ## policies with the paper's 6,400 requests, simulated (about 
 	$(PY) benchmarks/paper/full_size.py --out $(PAPER)
 
 clean: ## remove .venv, caches and build files; models/ and results/ stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .next build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

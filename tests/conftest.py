@@ -23,6 +23,7 @@ for ring in ("unit", "scheduler", "engine", "upstream", "ledger"):
     sys.path.insert(0, str(Path(__file__).parent / ring))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import archive
 from fuzz_budget import Budget
 
 settings.register_profile("default", deadline=None, max_examples=100)
@@ -32,6 +33,27 @@ settings.register_profile(
 settings.load_profile("default")
 
 _budget = Budget()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--on-next",
+        action="store_true",
+        help="refuse to run on any vLLM but the next one, of .next (see patches/next_overlay)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A row of CI that says it tests the next vLLM does so.
+
+    Raises:
+        pytest.UsageError: another one is installed.
+    """
+    if config.getoption("--on-next") and archive.installed() != archive.NEXT:
+        raise pytest.UsageError(
+            f"--on-next: vLLM {archive.installed().version} is imported here, not "
+            f"{archive.NEXT.version}. `make next`, and put .next first on PYTHONPATH"
+        )
 
 
 @pytest.fixture(scope="session")
