@@ -172,3 +172,26 @@ def _download(url: str, path: Path) -> None:
         ) from error
     # Under its name only once it is whole.
     os.replace(partial.name, path)
+
+
+def main() -> int:
+    """``archive.py VERSION``: fetch an archive that is not pinned yet, and print its checksum."""
+    version = sys.argv[1] if len(sys.argv) == 2 else ""
+    if not re.fullmatch(r"\d+(\.\d+)+(\.post\d+)?", version):
+        print("one version is needed, such as: archive.py 0.33.0", file=sys.stderr)
+        return 2
+    path = CACHE / Release(version, "").file_name
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _download(_address(path.name), path)
+    except ArchiveError as error:
+        print(f"no archive: {error}", file=sys.stderr)
+        return 1
+    with path.open("rb") as stream:
+        print(f'Release("{version}", "{hashlib.file_digest(stream, "sha256").hexdigest()}")')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
