@@ -3,12 +3,34 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import typer
 
 from vllm_batchllm.bench.command import bench
 from vllm_batchllm.calibrate.command import calibrate
+from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.plan.command import plan
 from vllm_batchllm.simulate.command import simulate
+
+EXIT_USAGE = 2
+
+
+def with_vllm(command: Callable[..., None]) -> Callable[..., None]:
+    """``command``, refused in one line where no supported vLLM is installed."""
+
+    @functools.wraps(command)
+    def checked(*args: object, **kwargs: object) -> None:
+        try:
+            vllm_version.check_vllm_version()
+        except vllm_version.UnsupportedVLLMError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_USAGE) from None
+        command(*args, **kwargs)
+
+    return checked
+
 
 app = typer.Typer(
     name="vllm-batchllm",
@@ -17,9 +39,9 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("plan")(plan)
-app.command("bench")(bench)
-app.command("simulate")(simulate)
-app.command("calibrate")(calibrate)
+app.command("bench")(with_vllm(bench))
+app.command("simulate")(with_vllm(simulate))
+app.command("calibrate")(with_vllm(calibrate))
 
 
 @app.callback(invoke_without_command=True)

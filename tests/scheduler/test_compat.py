@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import pytest
 from fake_engine import make_request, make_scheduler, make_vllm_config, model_output
+from typer.testing import CliRunner
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.engine import FinishReason
 
 import vllm_batchllm
+from vllm_batchllm import cli
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.features import end_with_error
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
@@ -55,6 +57,17 @@ def test_what_needs_vllm_is_refused_before_any_of_it_is_imported(
     )
     with pytest.raises(vllm_version.UnsupportedVLLMError, match="installed"):
         getattr(vllm_batchllm, name)
+
+
+@pytest.mark.parametrize("command", ["bench", "simulate", "calibrate"])
+@pytest.mark.parametrize("version", ["0.34.0", None])
+def test_commands_that_need_vllm_are_refused_in_one_line(command, version, monkeypatch) -> None:
+    monkeypatch.setattr(compat, "installed_vllm_version", lambda: version)
+    result = CliRunner().invoke(cli.app, [command])
+    assert result.exit_code == cli.EXIT_USAGE
+    assert result.stderr.startswith("error: vLLM ") and ">= 0.32.0, < 0.34" in result.stderr
+    assert result.stdout == ""
+    assert CliRunner().invoke(cli.app, [command, "--help"]).exit_code == 0
 
 
 def test_a_request_that_is_to_fail_ends_and_its_reason_travels_where_vllm_takes_one(llama) -> None:

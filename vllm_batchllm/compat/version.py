@@ -20,7 +20,8 @@ SUPPORTED_BELOW = "0.34"
 SKIP_VERSION_CHECK = "VLLM_BATCHLLM_SKIP_VERSION_CHECK"
 """Environment variable; set to 1 to run on a vLLM outside the supported range."""
 WITHOUT_VLLM = (
-    "Without vLLM work: options (BatchLLMConfig), and `vllm-batchllm plan` on prompts and token ids"
+    "Without vLLM work: options (BatchLLMConfig), and, with transformers, `vllm-batchllm plan` "
+    "on prompts and token ids"
 )
 
 
