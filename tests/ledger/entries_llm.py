@@ -93,4 +93,12 @@ LLM: tuple[VLLMSymbol, ...] = (
         until=UNTIL_BATCH,
         parameters=("method",),
     ),
+    VLLMSymbol(
+        "vllm.v1.engine.output_processor:OutputProcessor.abort_requests",
+        why="a request that fails after it was registered is taken out again",
+        how="called through LLMEngine.abort_request; `external_req_ids`, `request_states` and "
+        "`parent_requests` say what is left of it (tests/engine/test_llm.py)",
+        until=UNTIL_BATCH,
+        parameters=("request_ids", "internal"),
+    ),
 )

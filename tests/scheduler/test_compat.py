@@ -62,7 +62,7 @@ def test_what_needs_vllm_is_refused_before_any_of_it_is_imported(
 @pytest.mark.parametrize("command", ["bench", "simulate", "calibrate"])
 @pytest.mark.parametrize("version", ["0.34.0", None])
 def test_commands_that_need_vllm_are_refused_in_one_line(command, version, monkeypatch) -> None:
-    monkeypatch.setattr(compat, "installed_vllm_version", lambda: version)
+    monkeypatch.setattr(vllm_version, "installed_vllm_version", lambda: version)
     result = CliRunner().invoke(cli.app, [command])
     assert result.exit_code == cli.EXIT_USAGE
     assert result.stderr.startswith("error: vLLM ") and ">= 0.32.0, < 0.34" in result.stderr
