@@ -65,10 +65,11 @@ drift: setup ## which bodies of vLLM that we rely on have changed: make drift OL
 conformance: setup ## vLLM's own tests with its classes and with ours, compared (long)
 	$(PY) tests/upstream/conformance.py $(CONFORMANCE_ARGS)
 
-lint: setup ## ruff (check and format) and mypy
+lint: setup ## ruff (check and format), mypy, and the rooms (no arrow goes up)
 	$(RUFF) check $(LINTED)
 	$(RUFF) format --check $(LINTED)
 	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 format: setup ## let ruff format and mend what it can
 	$(RUFF) check --fix $(LINTED)

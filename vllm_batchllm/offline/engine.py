@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One engine that serves whole batches: vLLM's ``LLM``, run by our scheduler.
+
+What it adds: the whole batch is queued before the first step, exact duplicates are computed
+once, a bad request fails alone, and ``report()`` tells what was saved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vllm import LLM as StockLLM
+
+from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.config import BatchLLMConfig
+from vllm_batchllm.log import get_logger
+from vllm_batchllm.offline.arguments import check_model_folder, put_options
+from vllm_batchllm.offline.batch import Batch
+from vllm_batchllm.offline.engine_core import call_core, held, withdraw
+from vllm_batchllm.offline.intake import Intake, Unrenderable
+from vllm_batchllm.offline.progress import BatchProgress
+from vllm_batchllm.offline.report import BatchReport, make_report
+from vllm_batchllm.plugin.registration import register
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.stats.counters import ScheduleCounters
+
+logger = get_logger(__name__)
+
+
+class OfflineEngine(StockLLM):
+    """``vllm.LLM`` with a whole batch in sight; what it promises is said at :class:`LLM`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batchllm: BatchLLMConfig | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        vllm_version.check_vllm_version()
+        check_model_folder(model)
+        register()  # the config checks, where plugin loading was restricted
+        self.batchllm_config = put_options(batchllm, kwargs)
+        self._batch: Batch | None = None
+        self._accepting = False
+        self._holds_back = False
+        self._last_run: tuple[Batch, ScheduleCounters, float] | None = None
+        self._last_report: BatchReport | None = None
+        super().__init__(model, **kwargs)
+
+    def report(self) -> BatchReport:
+        """The report of the last finished batch. Raises RuntimeError if none has run."""
+        if self._last_run is None:
+            raise RuntimeError("no batch has run yet; call generate() or chat() first")
+        if self._last_report is None:
+            batch, counters, makespan_s = self._last_run
+            self._last_report = make_report(
+                counters,
+                optimal_saved_tokens=optimal_saved_tokens(
+                    batch.tokens, int(counters.hash_block_size), batch.namespaces
+                ),
+                num_requests=batch.num_finished,
+                num_failed=len(batch.failures),
+                num_duplicates=batch.num_duplicates,
+                output_tokens=batch.output_tokens,
+                makespan_s=makespan_s,
+            )
+        return self._last_report
+
+    # Queueing: vLLM's own methods, with the engine held and errors kept per request.
+
+    def _add_completion_requests(self, *args: Any, **kwargs: Any) -> list[str]:
+        with self._queueing():
+            return list(super()._add_completion_requests(*args, **kwargs))
+
+    def _add_chat_requests(self, *args: Any, **kwargs: Any) -> list[str]:
+        with self._queueing():
+            return list(super()._add_chat_requests(*args, **kwargs))
+
+    def _run_completion(self, *args: Any, **kwargs: Any) -> list[Any]:
+        with self._flag("_holds_back"):
+            return list(super()._run_completion(*args, **kwargs))
+
+    def _run_chat(self, *args: Any, **kwargs: Any) -> list[Any]:
+        with self._flag("_holds_back"):
+            return list(super()._run_chat(*args, **kwargs))
+
+    def _preprocess_cmpl_one(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._render(super()._preprocess_cmpl_one, prompt, *args, **kwargs)
+
+    def _preprocess_chat_one(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._render(super()._preprocess_chat_one, conversation, *args, **kwargs)
+
+    def _render(self, render: Callable[..., Any], prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._accepting:
+            return render(prompt, *args, **kwargs)
+        try:
+            return render(prompt, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - kept for this request, raised or shown later
+            return Unrenderable(prompt, error)
+
+    def _render_and_add_requests(
+        self,
+        prompts: Iterable[Any],
+        params: Sequence[Any],
+        *,
+        lora_requests: Sequence[Any] | None = None,
+        priorities: Sequence[int] | None = None,
+    ) -> list[str]:
+        if not self._accepting or self._batch is None:
+            added: list[str] = super()._render_and_add_requests(
+                prompts, params, lora_requests=lora_requests, priorities=priorities
+            )
+            return added
+        batch = self._batch
+        batch.num_expected += len(params)
+        intake = Intake(
+            batch,
+            self._add_request,
+            lambda: next(self.request_counter),
+            lambda: withdraw(self.llm_engine, str(self.request_counter.counter - 1)),
+            self.batchllm_config.dedupe,
+        )
+        taken = intake.take(prompts, params, lora_requests, priorities)
+        if self._holds_back and self.batchllm_config.lookahead is not None:
+            batch.backlog = taken
+            return self._feed(batch)
+        return list(taken)
+
+    def _feed(self, batch: Batch) -> list[str]:
+        """Queue from the backlog until the look-ahead is full; returns the ids."""
+        if batch.backlog is None:
+            return []
+        limit = self.batchllm_config.lookahead or 0
+        ids = []
+        with self._flag("_accepting"):
+            while self.llm_engine.get_num_unfinished_requests() < limit:
+                request_id = next(batch.backlog, None)
+                if request_id is None:
+                    batch.backlog = None
+                    break
+                ids.append(request_id)
+        return ids
+
+    # Running: a loop over LLMEngine.step that answers duplicates and refills the look-ahead.
+
+    def _run_engine(
+        self, output_type: Any, *, use_tqdm: bool | Callable[..., Any] = True
+    ) -> list[Any]:
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return list(super()._run_engine(output_type, use_tqdm=use_tqdm))
+        progress = BatchProgress(use_tqdm, batch.num_expected)
+        start_s = time.perf_counter()
+        try:
+            outputs = self._run_batch(batch, progress)
+        except BaseException:
+            self.llm_engine.abort_request(sorted(batch.engine_ids), internal=True)
+            raise
+        finally:
+            progress.close()
+        after = call_core(self.llm_engine, "batchllm_counters")
+        counters = ScheduleCounters.between(batch.before, after)
+        self._last_run = (batch, counters, time.perf_counter() - start_s)
+        self._last_report = None
+        return sorted(outputs, key=lambda output: int(output.request_id))
+
+    def _run_batch(self, batch: Batch, progress: BatchProgress) -> list[Any]:
+        outputs: list[Any] = []
+        while self.llm_engine.has_unfinished_requests() or batch.backlog is not None:
+            if self.llm_engine.has_unfinished_requests():
+                for output in self.llm_engine.step():
+                    if output.finished:
+                        outputs += batch.finish(output)
+            self._feed(batch)
+            outputs += batch.take_ready()
+            progress.show(batch)
+        for failure in batch.failures:
+            outputs += batch.finish(failure)
+        progress.show(batch)
+        if len(outputs) != batch.num_expected:
+            logger.warning(
+                "%d of %d requests ended without an output; were they aborted?",
+                batch.num_expected - len(outputs),
+                batch.num_expected,
+            )
+        return outputs
+
+    @contextmanager
+    def _queueing(self) -> Iterator[None]:
+        if self.model_config.runner_type != "generate":
+            yield
+            return
+        if self._batch is None:
+            self._batch = Batch(before=call_core(self.llm_engine, "batchllm_counters"))
+        batch = self._batch
+        try:
+            with held(self.llm_engine), self._flag("_accepting"):
+                yield
+        except BaseException:
+            self._batch = None
+            self.llm_engine.abort_request(sorted(batch.engine_ids), internal=True)
+            raise
+
+    @contextmanager
+    def _flag(self, name: str) -> Iterator[None]:
+        before = getattr(self, name)
+        setattr(self, name, True)
+        try:
+            yield
+        finally:
+            setattr(self, name, before)
