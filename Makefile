@@ -69,7 +69,7 @@ lint: setup ## ruff (check and format), mypy, and the rooms (no arrow goes up)
 	$(RUFF) check $(LINTED)
 	$(RUFF) format --check $(LINTED)
 	$(PY) -m mypy
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo --no-cache
 
 format: setup ## let ruff format and mend what it can
 	$(RUFF) check --fix $(LINTED)

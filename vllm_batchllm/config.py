@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vllm_batchllm.messages import shown
+from vllm_batchllm.messages import clip
 
 SECTION = "batchllm"
 """Key of our options inside vLLM's ``additional_config``."""
@@ -106,7 +106,7 @@ class BatchLLMConfig:
         if not isinstance(options, Mapping):
             raise TypeError(
                 f"batchllm options must be a mapping such as {{'order': 'dfs'}}, "
-                f"got {shown(options)}"
+                f"got {clip(options)}"
             )
         for key in options:
             if key not in OPTIONS:
@@ -136,7 +136,7 @@ def _unknown_key(key: object, value: object) -> str:
     word = key[:100] if isinstance(key, str) else ""
     close = difflib.get_close_matches(word, OPTIONS, n=1, cutoff=0.0)
     return (
-        f"unknown batchllm option {shown(key)} (value {shown(value)}); did you mean {close[0]!r}? "
+        f"unknown batchllm option {clip(key)} (value {clip(value)}); did you mean {close[0]!r}? "
         f"Known options: {', '.join(OPTIONS)}"
     )
 
@@ -145,7 +145,7 @@ def _bad_value(error: Any) -> str:
     if not error["loc"]:  # several options together
         return str(error["ctx"]["error"])
     key = str(error["loc"][0])
-    value = shown(error["input"])
+    value = clip(error["input"])
     return f"batchllm option {key!r} = {value} is not allowed; allowed: {allowed(key)}"
 
 

@@ -6,16 +6,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from vllm_batchllm.messages import shown
+from vllm_batchllm.messages import clip
 
 
-class BenchError(ValueError):
+class UsageError(ValueError):
     """A benchmark cannot run as asked; the message names the value and the way out."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> BenchError:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """An error for `name`, with every known name and the closest one."""
     names = sorted(known)
     close = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.0)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return BenchError(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(names)}")
+    return UsageError(f"unknown {kind} {clip(name)}.{hint} Known: {', '.join(names)}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from reprlib import Repr
 
 
-class _Shown(Repr):
+class _Clip(Repr):
     """``repr`` with bounds; it raises for no value."""
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class _Shown(Repr):
             return f"<a whole number of {x.bit_length():,} bits>"
 
 
-_SHOWN = _Shown()
+_CLIP = _Clip()
 
 
-def shown(value: object) -> str:
+def clip(value: object) -> str:
     """``repr(value)``, cut where it would be long. Never raises."""
-    return _SHOWN.repr(value)
+    return _CLIP.repr(value)

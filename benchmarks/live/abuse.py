@@ -80,7 +80,7 @@ async def abuse(
         phases["terminated"] = tally.to_dict() | {"wall_s": round(time.monotonic() - began, 1)}
     finally:
         await run.close()
-    return summary(phases) | {"phases": phases, "sizes_at_rest": at_rest, "metrics": shown(after)}
+    return summary(phases) | {"phases": phases, "sizes_at_rest": at_rest, "metrics": clip(after)}
 
 
 def summary(phases: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def log_problems(server: LiveServer) -> list[str]:
     return problems
 
 
-def shown(metrics: dict[str, float]) -> dict[str, float]:
+def clip(metrics: dict[str, float]) -> dict[str, float]:
     """Our metrics and the requests that vLLM finished."""
     wanted = (OURS, "vllm:request_success_total", "vllm:num_preemptions_total")
     return {

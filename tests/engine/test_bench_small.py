@@ -11,7 +11,7 @@ from conftest import ENGINE
 from vllm_batchllm.bench.engine import EngineSpec
 from vllm_batchllm.bench.engines import Engines
 from vllm_batchllm.bench.runner import Progress, run_ab
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.workloads.catalog import make_workload
 
@@ -82,10 +82,10 @@ def test_too_few_rounds_and_batches_that_do_not_fit_are_refused(
     smollm2: str, stock_llm: Any
 ) -> None:
     llms = {"stock": stock_llm}
-    with pytest.raises(BenchError, match="at least 3"):
+    with pytest.raises(UsageError, match="at least 3"):
         run_ab(spec_of(smollm2), BATCH, ("stock",), 2, llms=llms)
     long = make_workload("micro-2000-200", scale=1, num_requests=2)
-    with pytest.raises(BenchError, match="max_model_len = 768"):
+    with pytest.raises(UsageError, match="max_model_len = 768"):
         run_ab(spec_of(smollm2), long, ("stock",), llms=llms)
-    with pytest.raises(BenchError, match="unknown arm 'fast'"):
+    with pytest.raises(UsageError, match="unknown arm 'fast'"):
         run_ab(spec_of(smollm2), BATCH, ("fast",), llms=llms)

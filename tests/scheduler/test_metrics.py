@@ -60,7 +60,7 @@ def run(scheduler: Scheduler, prompts: list[list[int]] = PROMPTS) -> Iterator[Sc
         yield over_the_wire(next(iter(outputs.values())).scheduler_stats)
 
 
-def shown(name: str, engine: str = "0", **labels: str) -> float | None:
+def clip(name: str, engine: str = "0", **labels: str) -> float | None:
     all_labels = {"engine": engine, "model_name": served_name()} | labels
     return REGISTRY.get_sample_value(f"vllm_batchllm:{name}", all_labels)
 
@@ -89,26 +89,26 @@ def test_what_the_scheduler_counts_is_what_a_scrape_shows(llama) -> None:
     for stats in run(scheduler):
         manager.record(stats, None)
         assert set(getattr(stats, CARRIER)) == set(KV_FETCH_STAGES), "vLLM's own, ours taken out"
-        now = shown("steps_total")
+        now = clip("steps_total")
         assert now == before + 1
         before = now
     counters = scheduler.batchllm_counters
-    assert shown("admitted_requests_total") == counters.num_admitted == len(PROMPTS)
-    assert shown("prompt_tokens_total") == counters.prompt_tokens == 6 * 52
-    assert shown("computed_prompt_tokens_total") == counters.computed_prompt_tokens == 6 * 52 - 160
+    assert clip("admitted_requests_total") == counters.num_admitted == len(PROMPTS)
+    assert clip("prompt_tokens_total") == counters.prompt_tokens == 6 * 52
+    assert clip("computed_prompt_tokens_total") == counters.computed_prompt_tokens == 6 * 52 - 160
     levels = [str(level) for level in range(1, 8)] + ["8+", "other"]
-    hits = sum(shown("admission_hit_tokens_total", level=level) for level in levels)
+    hits = sum(clip("admission_hit_tokens_total", level=level) for level in levels)
     assert hits == counters.admission_hit_tokens == 5 * 32
-    assert shown("plan_seconds_total") == pytest.approx(scheduler.waiting.plan_s, abs=1e-4)
-    assert shown("overcommit") == counters.overcommit
+    assert clip("plan_seconds_total") == pytest.approx(scheduler.waiting.plan_s, abs=1e-4)
+    assert clip("overcommit") == counters.overcommit
 
 
 def test_each_engine_has_its_own_samples(llama) -> None:
     manager = manager_for(llama, BATCHLLM_SCHEDULER, engines=[0, 1])
     for stats in run(make_scheduler(create_scheduler, make_vllm_config(llama)), PROMPTS[:2]):
         manager.record(stats, None, engine_idx=1)
-    assert shown("admitted_requests_total", engine="0") == 0
-    assert shown("admitted_requests_total", engine="1") == 2
+    assert clip("admitted_requests_total", engine="0") == 0
+    assert clip("admitted_requests_total", engine="1") == 2
 
 
 def test_another_scheduler_shows_nothing_and_carries_nothing(llama) -> None:

@@ -11,7 +11,7 @@ import pytest
 from page_model import Reader
 from test_page_browser import CHROMIUM, INSTALL, browse
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.page.page import render_page
 from vllm_batchllm.page.parts import stacked_parts
 from vllm_batchllm.simulate.arms import find_arm
@@ -115,7 +115,7 @@ def test_the_writer_draws_the_prefixes_of_each_batch_that_has_begun(tmp_path: Pa
 
 def test_a_folder_that_is_a_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BenchError, match="--report: cannot write a page into"):
+    with pytest.raises(UsageError, match="--report: cannot write a page into"):
         page_writer(tmp_path / "file", [])
 
 

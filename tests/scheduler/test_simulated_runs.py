@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import batch_of, batches, trie_size
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate import bound, run
 from vllm_batchllm.simulate.arms import arm_names, find_arm
@@ -144,7 +144,7 @@ def test_without_prefix_caching_every_token_is_computed() -> None:
 
 
 def test_a_request_larger_than_the_cache_is_refused() -> None:
-    with pytest.raises(BenchError, match=r"has 40 tokens, which is 3 KV blocks of 16; there are 2"):
+    with pytest.raises(UsageError, match=r"has 40 tokens, which is 3 KV blocks of 16; there are 2"):
         served(batch_of([[1] * 39], [1]), "stock", replace(SIZES, num_blocks=2))
 
 

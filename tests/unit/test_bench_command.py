@@ -22,7 +22,7 @@ from vllm_batchllm.bench.suite import (
     resolve_model,
     resolve_workloads,
 )
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.command_line import parse_options
 from vllm_batchllm.measure.metrics import (
     ABResult,
@@ -104,7 +104,7 @@ def test_options_are_json_or_text_and_checked_by_the_config() -> None:
     ],
 )
 def test_bad_options_are_named(order: str | None, pairs: Sequence[str], words: str) -> None:
-    with pytest.raises(BenchError, match=words):
+    with pytest.raises(UsageError, match=words):
         parse_options(order, pairs)
 
 
@@ -118,15 +118,15 @@ def test_a_plan_fits_the_engine_to_the_workload() -> None:
 
 
 def test_a_kv_size_below_one_request_is_refused_with_the_least_that_works() -> None:
-    with pytest.raises(BenchError, match=r"5 KV blocks .* at least 10"):
+    with pytest.raises(UsageError, match=r"5 KV blocks .* at least 10"):
         make_plan("micro-2000-200", WorkloadOptions(kv_blocks=5), ENGINE, 4096)
 
 
 def test_a_model_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"config\.json"):
+    with pytest.raises(UsageError, match=r"config\.json"):
         resolve_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(BenchError, match="cannot read the configuration"):
+    with pytest.raises(UsageError, match="cannot read the configuration"):
         resolve_model(str(tmp_path))
 
 
@@ -173,7 +173,7 @@ def test_quick_is_one_round_unless_told_otherwise(run: Any) -> None:
 
 
 def test_a_failed_workload_does_not_stop_the_others_and_exits_with_1(run: Any) -> None:
-    run.outcomes["industry"] = BenchError("engine refused")
+    run.outcomes["industry"] = UsageError("engine refused")
     result = run("industry", "tree-3", "--num-requests", "16")
     assert result.exit_code == 1
     assert "industry: engine refused" in result.stderr

@@ -23,7 +23,7 @@ from vllm_batchllm.bench.engine import (
     scheduler_of,
 )
 from vllm_batchllm.bench.engines import Engines
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 
 SPEC = EngineSpec(model="m", kv_blocks=100, max_model_len=300)
 
@@ -82,7 +82,7 @@ def test_a_wait_policy_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_arm_is_refused() -> None:
-    with pytest.raises(BenchError, match=r"'batchlm'.*'batchllm'"):
+    with pytest.raises(UsageError, match=r"'batchlm'.*'batchllm'"):
         arm_kwargs(SPEC, "batchlm", on_cpu=True)
 
 
@@ -133,7 +133,7 @@ def test_engines_that_differ_are_refused_with_the_field_and_both_values() -> Non
             "batchllm": engine_with(FakeConfig(FakeSchedulerConfig(max_num_seqs=8))),
         }
     )
-    with pytest.raises(BenchError, match="max_num_seqs: 256 and 8"):
+    with pytest.raises(UsageError, match="max_num_seqs: 256 and 8"):
         engines.check()
 
 
@@ -141,11 +141,11 @@ def test_sorted_runs_in_the_engine_of_stock() -> None:
     stock = engine_with(FakeConfig())
     engines = Engines({"stock": stock})
     assert engines.for_arm("sorted") is engines.for_arm("stock") is stock
-    with pytest.raises(BenchError, match="'batchllm' needs the engine"):
+    with pytest.raises(UsageError, match="'batchllm' needs the engine"):
         engines.for_arm("batchllm")
 
 
 def test_an_engine_in_another_process_is_refused() -> None:
     remote = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=object()))
-    with pytest.raises(BenchError, match="VLLM_ENABLE_V1_MULTIPROCESSING"):
+    with pytest.raises(UsageError, match="VLLM_ENABLE_V1_MULTIPROCESSING"):
         scheduler_of(remote)

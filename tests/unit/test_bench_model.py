@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from vllm_batchllm.bench import random_model as module
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 
 SMALL = RandomModelSpec(hidden_size=64, num_layers=2, intermediate_size=128, vocab_size=256)
 
@@ -52,7 +52,7 @@ def test_a_half_written_folder_is_replaced(tmp_path: Path) -> None:
 
 def test_an_unwritable_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BenchError, match=r"file.*--model"):
+    with pytest.raises(UsageError, match=r"file.*--model"):
         random_model(tmp_path / "file", SMALL)
 
 

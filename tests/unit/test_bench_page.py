@@ -17,7 +17,7 @@ from vllm_batchllm.bench import command, suite
 from vllm_batchllm.bench.page import bench_page
 from vllm_batchllm.bench.report import Report, report_from_dict, report_to_dict
 from vllm_batchllm.bench.tables import detail_rows, summary_rows
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import ABResult, Difference, OutputMatch
 from vllm_batchllm.page.icicle import GroupBox
 from vllm_batchllm.page.page import render_page
@@ -172,7 +172,7 @@ def test_an_interrupted_run_leaves_the_finished_workloads(run: Any, tmp_path: Pa
 
 
 def test_a_failed_workload_is_on_the_page(run: Any, tmp_path: Path) -> None:
-    run.outcomes["industry"] = BenchError("engine refused")
+    run.outcomes["industry"] = UsageError("engine refused")
     result = run("industry", "--report", str(tmp_path))
     assert result.exit_code == 1
     assert "industry failed: engine refused" in (tmp_path / "index.html").read_text()

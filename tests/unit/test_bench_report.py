@@ -17,7 +17,7 @@ from vllm_batchllm.bench.report import (
     write_report,
 )
 from vllm_batchllm.bench.tables import summary_header, summary_rows
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import (
     ABResult,
     Difference,
@@ -63,7 +63,7 @@ def test_json_holds_everything() -> None:
 
 
 def test_json_of_another_schema_is_refused() -> None:
-    with pytest.raises(BenchError, match="schema 99"):
+    with pytest.raises(UsageError, match="schema 99"):
         report_from_dict(report_to_dict(REPORT) | {"schema": 99})
 
 
@@ -106,7 +106,7 @@ def test_a_report_is_three_files_and_no_leftovers(tmp_path: Path) -> None:
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BenchError, match="file"):
+    with pytest.raises(UsageError, match="file"):
         write_report(REPORT, tmp_path / "file" / "out")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
 from vllm_batchllm.calibrate.measurement import StepTimer, fit
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.calibration import CALIBRATION_FILE, Calibration
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, StepWork
 
@@ -72,7 +72,7 @@ def test_no_cost_is_below_nothing() -> None:
 
 
 def test_too_few_steps_are_refused() -> None:
-    with pytest.raises(BenchError, match="5 steps are too few to tell 6 costs from"):
+    with pytest.raises(UsageError, match="5 steps are too few to tell 6 costs from"):
         fit(drawn_rows(COSTS, 0, 5))
 
 
@@ -96,7 +96,7 @@ def test_without_a_file_the_reference_run_serves(file: Path) -> None:
 def test_a_damaged_file_is_refused_with_the_way_out(file: Path, text: str) -> None:
     file.parent.mkdir()
     file.write_text(text)
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises(UsageError) as caught:
         Calibration.load()
     assert str(file) in str(caught.value) and "delete it, or calibrate again" in str(caught.value)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.cost_model import (
     PUBLISHED,
     Constants,
@@ -153,12 +153,12 @@ def test_decodes_read_no_more_than_they_attend_to() -> None:
 
 @pytest.mark.parametrize("efficiency", [0.0, -0.1, 1.1, float("nan")])
 def test_an_impossible_efficiency_is_refused(efficiency: float) -> None:
-    with pytest.raises(BenchError, match="efficiency must be above 0 and at most 1"):
+    with pytest.raises(UsageError, match="efficiency must be above 0 and at most 1"):
         replace(PUBLISHED, efficiency=efficiency)
 
 
 @pytest.mark.parametrize("field", ["step_s", "request_s"])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_impossible_fixed_costs_are_refused(field: str, value: float) -> None:
-    with pytest.raises(BenchError, match=f"{field} must be 0 seconds or more"):
+    with pytest.raises(UsageError, match=f"{field} must be 0 seconds or more"):
         replace(PUBLISHED, **{field: value})

@@ -25,13 +25,13 @@ from rich.console import Console
 from vllm_batchllm.admission.length_estimator import HINT, MAX_HINT, hint_from
 from vllm_batchllm.bench.suite import resolve_model, resolve_workloads
 from vllm_batchllm.config import OPTIONS, BatchLLMConfig
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.input.reader import read_requests
 from vllm_batchllm.input.request import BadLineError, PlanRequest, parse_request
 from vllm_batchllm.input.tokenize import tokenize_requests
 from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
 from vllm_batchllm.measure.command_line import parse_options
-from vllm_batchllm.messages import shown
+from vllm_batchllm.messages import clip
 from vllm_batchllm.plan.analysis import make_plan
 from vllm_batchllm.plan.render import print_plan
 from vllm_batchllm.plugin.engine_config import _options as options_of_engine_args
@@ -123,7 +123,7 @@ def lines(draw: Any) -> bytes:
 
 
 def is_named(message: str, *things: object) -> bool:
-    return all(shown(thing) in message for thing in things)
+    return all(clip(thing) in message for thing in things)
 
 
 @given(line=lines() | st.binary(max_size=60))
@@ -265,7 +265,7 @@ pairs = st.one_of(
 def test_options_of_the_command_line_are_parsed_or_refused(order: Any, given_pairs: Any) -> None:
     try:
         parsed = parse_options(order, given_pairs)
-    except BenchError as error:
+    except UsageError as error:
         assert 0 < len(str(error)) < 2000
     else:
         assert BatchLLMConfig.parse(dict(parsed))
@@ -289,7 +289,7 @@ def test_a_hint_is_a_whole_number_or_refused_by_name_and_value(extra: Any) -> No
 def test_workload_names_are_known_or_refused_with_the_closest(names: list[str]) -> None:
     try:
         assert set(resolve_workloads(names)) <= set(workload_names())
-    except BenchError as error:
+    except UsageError as error:
         assert any(is_named(str(error), name) for name in names) and len(str(error)) < 2000
 
 
@@ -314,7 +314,7 @@ def test_a_workload_is_drawn_or_refused(
         batch = make_workload(
             name, scale=scale, num_requests=num_requests, seed=seed, vocab_size=vocab_size
         )
-    except BenchError as error:
+    except UsageError as error:
         assert str(error)
     else:
         assert isinstance(batch, Batch)
@@ -331,7 +331,7 @@ NAMES = ["", "\x00", "~nobody/model", "a" * 5000, "/" * 300, ".", "a/b/c", "..",
 def test_a_model_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(TokenizerError):
         load_tokenizer(name)
-    with pytest.raises(BenchError):
+    with pytest.raises(UsageError):
         resolve_model(name)
 
 
@@ -348,7 +348,7 @@ def test_a_model_config_is_read_or_refused(
     (folder / "tokenizer.json").write_text(json.dumps(config))
     try:
         assert resolve_model(str(folder))[1] >= 0
-    except BenchError as error:
+    except UsageError as error:
         assert str(folder) in str(error)
     with pytest.raises(TokenizerError):
         load_tokenizer(str(folder))

@@ -11,11 +11,11 @@ import pytest
 from vllm_batchllm.admission.length_estimator import HINT, hint_from
 from vllm_batchllm.bench.suite import resolve_model, resolve_workloads
 from vllm_batchllm.config import BatchLLMConfig
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.input.request import BadLineError, parse_request
 from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
 from vllm_batchllm.measure.command_line import parse_options
-from vllm_batchllm.messages import shown
+from vllm_batchllm.messages import clip
 from vllm_batchllm.workloads.catalog import make_workload
 
 HUGE = 10**5000
@@ -31,10 +31,10 @@ def nested(depth: int) -> list[object]:
 
 
 def test_any_value_can_be_shown() -> None:
-    assert shown("dfs") == "'dfs'" and shown(-3) == "-3" and shown([1, "a"]) == "[1, 'a']"
-    assert shown(HUGE) == "<a whole number of 16,610 bits>"
-    assert len(shown("x" * 10**6)) < 200
-    assert shown(nested(10_000)) == "[[[[[...]]]]]"
+    assert clip("dfs") == "'dfs'" and clip(-3) == "-3" and clip([1, "a"]) == "[1, 'a']"
+    assert clip(HUGE) == "<a whole number of 16,610 bits>"
+    assert len(clip("x" * 10**6)) < 200
+    assert clip(nested(10_000)) == "[[[[[...]]]]]"
 
 
 @pytest.mark.parametrize("value", [HUGE, "x" * 10**6, nested(10_000)], ids=["huge", "long", "deep"])
@@ -49,12 +49,12 @@ def test_options_of_any_size_are_named_in_few_words(value: object) -> None:
 
 @pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
 def test_option_values_that_python_cannot_read_are_refused_as_text(text: str) -> None:
-    with pytest.raises(BenchError, match=r"option 'overcommit' = '.* is not allowed"):
+    with pytest.raises(UsageError, match=r"option 'overcommit' = '.* is not allowed"):
         parse_options(None, [f"overcommit={text}"])
 
 
 def test_long_names_are_compared_in_no_time() -> None:
-    with pytest.raises(BenchError, match=r"unknown workload 'xxx.*\.\.\.x*'"):
+    with pytest.raises(UsageError, match=r"unknown workload 'xxx.*\.\.\.x*'"):
         resolve_workloads(["x" * 2**20])
 
 
@@ -62,14 +62,14 @@ def test_long_names_are_compared_in_no_time() -> None:
 def test_names_that_no_file_can_have_are_no_model(name: str) -> None:
     with pytest.raises(TokenizerError):
         load_tokenizer(name)
-    with pytest.raises(BenchError):
+    with pytest.raises(UsageError):
         resolve_model(name)
 
 
 @pytest.mark.parametrize("config", [[], "text", {"model_type": "llama", "vocab_size": "many"}])
 def test_a_broken_model_config_is_refused(tmp_path: Path, config: object) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BenchError, match="cannot read the configuration of model"):
+    with pytest.raises(UsageError, match="cannot read the configuration of model"):
         resolve_model(str(tmp_path))
 
 
@@ -86,7 +86,7 @@ def test_a_broken_model_config_is_refused(tmp_path: Path, config: object) -> Non
 def test_workloads_that_would_fill_the_memory_are_refused(
     figures: dict[str, float], words: str
 ) -> None:
-    with pytest.raises(BenchError, match=words):
+    with pytest.raises(UsageError, match=words):
         make_workload("industry", **figures)
 
 

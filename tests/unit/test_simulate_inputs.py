@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from plan_model import save_model, write_lines
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.workloads.batch import common_prefix_len
 from vllm_batchllm.workloads.catalog import make_workload
@@ -29,7 +29,7 @@ def traced(prompt: int, output: int, *ids: int) -> dict[str, Any]:
 
 
 def refused(path: Path | str, options: InputOptions = PLAIN) -> str:
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises(UsageError) as caught:
         load_batch(str(path), options)
     return str(caught.value)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from simulated import batch_of
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import GIB, find_device
 from vllm_batchllm.simulate.memory import RUNTIME_BYTES, activation_bytes, num_kv_blocks
 from vllm_batchllm.simulate.models import find_model
@@ -34,7 +34,7 @@ def test_blocks_are_what_the_arithmetic_leaves() -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises(UsageError) as caught:
         blocks("A100-80GB", "Llama-3.1-70B")
     text = str(caught.value)
     assert "Llama-3.1-70B does not fit 1 x A100-80GB: 90% of 80.0 GiB is 72.0 GiB" in text
@@ -53,7 +53,7 @@ def test_more_devices_or_fewer_bits_make_room() -> None:
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.01, float("nan")])
 def test_an_impossible_share_of_the_memory_is_refused(share: float) -> None:
-    with pytest.raises(BenchError, match="share of the memory"):
+    with pytest.raises(UsageError, match="share of the memory"):
         blocks("A100-80GB", "Llama-3.1-8B", memory_utilization=share)
 
 
@@ -84,5 +84,5 @@ def test_what_the_user_says_holds_for_all_arms() -> None:
     ],
 )
 def test_impossible_figures_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(BenchError, match=words):
+    with pytest.raises(UsageError, match=words):
         make_setup(batch_of([[1]], [1]), SetupOptions(**options))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from simulated import LLAMA_8B
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import DEVICES, Device, find_device
 from vllm_batchllm.simulate.models import MODELS, ModelShape, find_model, shape_of
 
@@ -37,7 +37,7 @@ def test_models_are_found_in_any_case(name: str) -> None:
 
 
 def test_an_unknown_device_lists_the_known_ones() -> None:
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises(UsageError) as caught:
         find_device("A100-40GB")
     text = str(caught.value)
     assert "unknown device 'A100-40GB'" in text and "Did you mean 'A100-80GB'?" in text
@@ -45,7 +45,7 @@ def test_an_unknown_device_lists_the_known_ones() -> None:
 
 
 def test_an_unknown_model_lists_the_known_ones() -> None:
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises(UsageError) as caught:
         find_model("Llama-3.1-8")
     assert all(name in str(caught.value) for name in MODELS)
     assert "a folder with a config.json" in str(caught.value)
@@ -55,7 +55,7 @@ def test_an_unknown_model_lists_the_known_ones() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_device_with_an_impossible_figure_is_refused(field: str, value: float) -> None:
     figures = dict.fromkeys(("memory_bytes", "flops", "bandwidth", "link_bandwidth"), 1.0)
-    with pytest.raises(BenchError, match=f"{field} of device 'x'"):
+    with pytest.raises(UsageError, match=f"{field} of device 'x'"):
         Device("x", **(figures | {field: value}), max_num_seqs=1, max_num_batched_tokens=1,
                source="")  # fmt: skip
 
@@ -132,13 +132,13 @@ def test_bits_that_are_given_win() -> None:
     config = {**LLAMA_8B, "quantization_config": {"quant_method": "odd"}}
     assert shape_of(config, "m", 6).weight_bits == 6
     assert find_model("Llama-3.1-8B", 4).layer_bytes == MODELS["Llama-3.1-8B"].layer_weights / 2
-    with pytest.raises(BenchError, match="give --weight-bits"):
+    with pytest.raises(UsageError, match="give --weight-bits"):
         shape_of(config, "m")
 
 
 @pytest.mark.parametrize("bits", [0, 0.5, 33, float("nan")])
 def test_impossible_bits_are_refused(bits: float) -> None:
-    with pytest.raises(BenchError, match="between 1 and 32 bits"):
+    with pytest.raises(UsageError, match="between 1 and 32 bits"):
         find_model("Llama-3.1-8B", bits)
 
 
@@ -159,7 +159,7 @@ def test_impossible_bits_are_refused(bits: float) -> None:
     ],
 )
 def test_what_is_not_modelled_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises(UsageError) as caught:
         shape(**changes)
     assert words in str(caught.value) and "'m'" in str(caught.value)
 
@@ -179,5 +179,5 @@ def test_a_file_that_is_no_configuration_is_refused(
     path = tmp_path / "config.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(BenchError, match=words):
+    with pytest.raises(UsageError, match=words):
         find_model(str(path))

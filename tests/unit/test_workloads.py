@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.workloads.batch import (
     KV_MARGIN_BLOCKS,
     Batch,
@@ -169,18 +169,18 @@ def test_kv_always_holds_the_largest_request() -> None:
 
 
 def test_a_batch_without_pressure_and_size_asks_for_one() -> None:
-    with pytest.raises(BenchError, match="--kv-blocks"):
+    with pytest.raises(UsageError, match="--kv-blocks"):
         kv_blocks_for(Batch("mine", [[1, 2]], [1]), 32)
 
 
 def test_an_unknown_name_lists_the_known_and_the_closest() -> None:
-    with pytest.raises(BenchError, match=r"'industri'.*mean 'industry'.*long-16000.*tree-3"):
+    with pytest.raises(UsageError, match=r"'industri'.*mean 'industry'.*long-16000.*tree-3"):
         make_workload("industri")
 
 
 @pytest.mark.parametrize("bad", [{"scale": 0}, {"num_requests": 0}, {"vocab_size": 4}])
 def test_figures_out_of_range_are_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(BenchError, match=str(next(iter(bad.values())))):
+    with pytest.raises(UsageError, match=str(next(iter(bad.values())))):
         make_workload("industry", **bad)  # type: ignore[arg-type]
 
 
@@ -194,7 +194,7 @@ def test_figures_out_of_range_are_refused(bad: dict[str, int]) -> None:
     ],
 )
 def test_batches_that_cannot_run_say_why(batch: Batch, words: str) -> None:
-    with pytest.raises(BenchError, match=words):
+    with pytest.raises(UsageError, match=words):
         batch.check()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_batchllm.messages import shown
+from vllm_batchllm.messages import clip
 
 HINT = "expected_output_tokens"
 """Key of the hint inside ``SamplingParams.extra_args``."""
@@ -39,7 +39,7 @@ def checked_hint(value: object) -> int:
     """``value`` if it is a whole number in range. Raises ValueError as hint_from does."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_HINT:
         raise ValueError(
-            f"hint {HINT!r} = {shown(value)} is not allowed; allowed: a whole number >= 1 "
+            f"hint {HINT!r} = {clip(value)} is not allowed; allowed: a whole number >= 1 "
             f"(tokens of output, at most {MAX_HINT}), or no hint"
         )
     return value

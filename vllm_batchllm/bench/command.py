@@ -34,7 +34,7 @@ from vllm_batchllm.bench.suite import (
     run_suite,
 )
 from vllm_batchllm.bench.tables import arms_of, match_text, ratio_text
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.workloads.catalog import DEFAULT_SCALE, workload_names
@@ -82,12 +82,12 @@ def bench(
     try:
         names = resolve_workloads(workload or ["suite"])
         if num_rounds < MIN_ROUNDS and not quick:
-            raise BenchError(f"--rounds must be at least {MIN_ROUNDS}, or add --quick")
+            raise UsageError(f"--rounds must be at least {MIN_ROUNDS}, or add --quick")
         options = parse_options(order, option or [])
         drawn = WorkloadOptions(scale, num_requests, seed, kv_blocks)
         on_cpu = prepare_environment()
         if on_cpu and block_size % 32:
-            raise BenchError(f"--block-size must be a multiple of 32 on the CPU, not {block_size}")
+            raise UsageError(f"--block-size must be a multiple of 32 on the CPU, not {block_size}")
         folder, vocab_size = resolve_model(model)
         spec = EngineSpec(
             model=folder,
@@ -104,7 +104,7 @@ def bench(
         _note_fixed_scale(plans, scale)
         on_report = page_writer(report, plans) if report else None
         result = _run(plans, num_rounds, out, quick, on_report)
-    except BenchError as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
     except KeyboardInterrupt:
@@ -146,7 +146,7 @@ def _run(
                 file=sys.stderr,
             )
 
-        def on_failure(name: str, error: BenchError) -> None:
+        def on_failure(name: str, error: UsageError) -> None:
             tqdm.write(f"error: {name}: {error}", file=sys.stderr)
 
         return run_suite(

@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
-from vllm_batchllm.errors import BenchError, unknown_name
+from vllm_batchllm.errors import UsageError, unknown_name
 
 STOCK, SORTED, BATCHLLM = "stock", "sorted", "batchllm"
 ARMS = (STOCK, SORTED, BATCHLLM)
@@ -79,7 +79,7 @@ def prepare_environment() -> bool:
     try:
         from vllm.platforms import current_platform
     except ImportError as error:
-        raise BenchError(f"the benchmark needs vLLM, which cannot be imported: {error}") from error
+        raise UsageError(f"the benchmark needs vLLM, which cannot be imported: {error}") from error
     on_cpu = bool(current_platform.is_cpu())
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -154,7 +154,7 @@ def build_engine(spec: EngineSpec, arm: str) -> Any:
     try:
         return LLM(**kwargs)
     except (ValueError, OSError, ImportError) as error:
-        raise BenchError(f"vLLM refused to start the engine of arm {arm!r}: {error}") from error
+        raise UsageError(f"vLLM refused to start the engine of arm {arm!r}: {error}") from error
 
 
 def scheduler_of(llm: Any) -> Any:
@@ -165,7 +165,7 @@ def scheduler_of(llm: Any) -> Any:
     """
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
     if core is None:
-        raise BenchError(
+        raise UsageError(
             "the engine runs in another process; set VLLM_ENABLE_V1_MULTIPROCESSING=0 before "
             "it is built"
         )

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from vllm_batchllm.bench.config_diff import config_differences
 from vllm_batchllm.bench.engine import ARMS, ENGINE_OF_ARM, EngineSpec, build_engine
-from vllm_batchllm.errors import BenchError, unknown_name
+from vllm_batchllm.errors import UsageError, unknown_name
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Engines:
         if name is None:
             raise unknown_name("arm", arm, ARMS)
         if name not in self.llms:
-            raise BenchError(f"arm {arm!r} needs the engine {name!r}; there is {list(self.llms)}")
+            raise UsageError(f"arm {arm!r} needs the engine {name!r}; there is {list(self.llms)}")
         return self.llms[name]
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ class Engines:
                 first.llm_engine.vllm_config, llm.llm_engine.vllm_config
             )
             if differences:
-                raise BenchError(
+                raise UsageError(
                     f"the engines {first_name!r} and {name!r} differ in more than the scheduler, "
                     f"so their times cannot be compared: {'; '.join(differences)}"
                 )

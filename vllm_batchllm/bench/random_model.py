@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -69,7 +69,7 @@ def random_model(cache_dir: Path | None = None, spec: RandomModelSpec | None = N
         parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{spec.folder_name}-", dir=parent))
     except OSError as error:
-        raise BenchError(
+        raise UsageError(
             f"cannot write the random model into {parent}: {error.strerror}; "
             "give a writable folder or pass --model"
         ) from error

@@ -24,7 +24,7 @@ from vllm_batchllm.bench.tables import (
     summary_header,
     summary_rows,
 )
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import (
     ABResult,
     Difference,
@@ -72,7 +72,7 @@ def report_from_dict(data: Mapping[str, Any]) -> Report:
         BenchError: the data is of another schema.
     """
     if data.get("schema") != SCHEMA:
-        raise BenchError(f"report has schema {data.get('schema')!r}; this version reads {SCHEMA}")
+        raise UsageError(f"report has schema {data.get('schema')!r}; this version reads {SCHEMA}")
     return Report(
         results=tuple(map(result_from_dict, data["results"])),
         environment=data["environment"],
@@ -119,7 +119,7 @@ def write_report(report: Report, folder: Path) -> None:
         if report.results:
             plot_results(report.results, folder / "bench.png")
     except OSError as error:
-        raise BenchError(f"cannot write the report into {folder}: {error}") from error
+        raise UsageError(f"cannot write the report into {folder}: {error}") from error
 
 
 def _replace(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ from vllm_batchllm.bench.engine import (
 from vllm_batchllm.bench.engines import Engines
 from vllm_batchllm.bench.outputs import compare_outputs, gap_finder
 from vllm_batchllm.bench.sampling import sampling_params
-from vllm_batchllm.errors import BenchError, unknown_name
+from vllm_batchllm.errors import UsageError, unknown_name
 from vllm_batchllm.measure.metrics import ABResult, OutputMatch, RunInputs, RunMetrics, run_metrics
 from vllm_batchllm.measure.recorder import record
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
@@ -116,12 +116,12 @@ def _halves(
 
 def _check_arms(arms: Sequence[str], rounds: int, quick: bool) -> None:
     if not arms or len(set(arms)) != len(arms):
-        raise BenchError(f"arms must be named, each once, not {list(arms)}")
+        raise UsageError(f"arms must be named, each once, not {list(arms)}")
     for arm in arms:
         if arm not in ARMS:
             raise unknown_name("arm", arm, ARMS)
     if rounds < 1 or (rounds < MIN_ROUNDS and not quick):
-        raise BenchError(
+        raise UsageError(
             f"{rounds} rounds say nothing on a noisy machine: use at least {MIN_ROUNDS}, "
             "or --quick for a look"
         )
@@ -129,12 +129,12 @@ def _check_arms(arms: Sequence[str], rounds: int, quick: bool) -> None:
 
 def _check_fit(spec: EngineSpec, batch: Batch) -> None:
     if batch.max_request_tokens > spec.max_model_len:
-        raise BenchError(
+        raise UsageError(
             f"batch {batch.name!r} has a request of {batch.max_request_tokens} tokens, above "
             f"max_model_len = {spec.max_model_len}"
         )
     if batch.lengths_known != spec.lengths_known:
-        raise BenchError(
+        raise UsageError(
             f"batch {batch.name!r} has lengths_known={batch.lengths_known}, its engines "
             f"lengths_known={spec.lengths_known}; they must agree"
         )
@@ -186,7 +186,7 @@ class _Session:
         self._tell(f"round {round_index + 1}, {arm}")
         llm = self._engines.for_arm(arm)
         if not llm.reset_prefix_cache():
-            raise BenchError(f"the prefix cache of arm {arm!r} cannot be emptied before a run")
+            raise UsageError(f"the prefix cache of arm {arm!r} cannot be emptied before a run")
         indices = arrival_order(self._batch, arm)
         gc.collect()
         with record(scheduler_of(llm)) as counts:
@@ -235,7 +235,7 @@ class _Session:
             zip(outputs, self._batch.output_lens, strict=True)
         ):
             if len(output) != wanted:
-                raise BenchError(
+                raise UsageError(
                     f"request {index} of batch {self._batch.name!r} produced {len(output)} "
                     f"tokens instead of {wanted} in arm {arm!r}; the arms cannot be compared"
                 )

@@ -16,7 +16,7 @@ from vllm_batchllm.bench.engine import EngineSpec
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
 from vllm_batchllm.bench.report import Report, write_report
 from vllm_batchllm.bench.runner import OnProgress, run_ab
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.environment import describe_environment
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 from vllm_batchllm.workloads.catalog import (
@@ -78,14 +78,14 @@ def resolve_model(model: str | None) -> tuple[str, int]:
         return str(random_model(spec=spec)), spec.vocab_size
     # os.path, not Path: that raises for names which no file can have.
     if os.path.exists(model) and not os.path.isfile(os.path.join(model, "config.json")):
-        raise BenchError(f"{model} is not a model folder: it holds no config.json")
+        raise UsageError(f"{model} is not a model folder: it holds no config.json")
     from transformers import AutoConfig
 
     try:
         return model, int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)
     except Exception as error:  # transformers raises whatever it likes here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BenchError(f"cannot read the configuration of model {model!r}: {reason}") from error
+        raise UsageError(f"cannot read the configuration of model {model!r}: {reason}") from error
 
 
 def make_plan(name: str, options: WorkloadOptions, engine: EngineSpec, vocab_size: int) -> Plan:
@@ -107,7 +107,7 @@ def make_plan(name: str, options: WorkloadOptions, engine: EngineSpec, vocab_siz
     kv_blocks = options.kv_blocks or kv_blocks_for(batch, engine.block_size)
     needed = -(-batch.max_request_tokens // engine.block_size) + 1
     if kv_blocks < needed:
-        raise BenchError(
+        raise UsageError(
             f"{kv_blocks} KV blocks cannot hold the largest request of {batch.name!r} "
             f"({batch.max_request_tokens} tokens): give at least {needed}"
         )
@@ -128,7 +128,7 @@ def run_suite(
     quick: bool,
     command: str,
     on_progress: OnProgress | None = None,
-    on_failure: Callable[[str, BenchError], None] | None = None,
+    on_failure: Callable[[str, UsageError], None] | None = None,
     on_report: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run each plan and write the report after each; a workload that fails is noted.
@@ -145,7 +145,7 @@ def run_suite(
             result = run_ab(
                 plan.spec, plan.batch, rounds=rounds, quick=quick, on_progress=on_progress
             )
-        except BenchError as error:
+        except UsageError as error:
             report = replace(report, failures=(*report.failures, (name, str(error))))
             if on_failure:
                 on_failure(name, error)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.command_line import quieten
 
 
@@ -24,7 +24,7 @@ def calibrate(
     try:
         made = run(model, lambda name: print(f"calibrating: {name}", file=sys.stderr))
         path = made.save()
-    except BenchError as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except OSError as error:

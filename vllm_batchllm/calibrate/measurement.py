@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from vllm_batchllm.admission.step_costs import solve_nonnegative
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.calibration import Calibration
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, StepWork
 from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens
@@ -67,7 +67,7 @@ def fit(rows: list[tuple[StepWork, float]]) -> MeasuredCosts:
     """
     names = [field.name for field in fields(MeasuredCosts)]
     if len(rows) < len(names):
-        raise BenchError(f"{len(rows)} steps are too few to tell {len(names)} costs from")
+        raise UsageError(f"{len(rows)} steps are too few to tell {len(names)} costs from")
     unit = {
         name: Measured(MeasuredCosts(**(dict.fromkeys(names, 0.0) | {name: 1.0}))) for name in names
     }

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_batchllm.messages import shown
+from vllm_batchllm.messages import clip
 from vllm_batchllm.prefix.best_saving import TOKEN_TYPECODE, pack_tokens
 
 _URLS = ("/v1/completions", "/v1/chat/completions")
@@ -218,5 +218,5 @@ def _short(value: Any) -> str:
     try:
         text = json.dumps(value)
     except RecursionError:
-        text = shown(value)
+        text = clip(value)
     return text if len(text) <= 40 else text[:37] + "..."

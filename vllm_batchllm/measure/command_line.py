@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_batchllm.config import BatchLLMConfig
-from vllm_batchllm.errors import BenchError
-from vllm_batchllm.messages import shown
+from vllm_batchllm.errors import UsageError
+from vllm_batchllm.messages import clip
 from vllm_batchllm.page.page import PAGE_NAME
 
 
@@ -27,9 +27,9 @@ def parse_options(order: str | None, pairs: Sequence[str]) -> tuple[tuple[str, A
     for pair in pairs:
         key, separator, text = pair.partition("=")
         if not separator or not key:
-            raise BenchError(f"option {shown(pair)} must have the form KEY=VALUE")
+            raise UsageError(f"option {clip(pair)} must have the form KEY=VALUE")
         if key in options:
-            raise BenchError(f"option {shown(key)} is given twice")
+            raise UsageError(f"option {clip(key)} is given twice")
         try:
             options[key] = json.loads(text)
         except (ValueError, RecursionError):  # no JSON, or more than Python reads
@@ -37,7 +37,7 @@ def parse_options(order: str | None, pairs: Sequence[str]) -> tuple[tuple[str, A
     try:
         BatchLLMConfig.parse(options)
     except ValueError as error:
-        raise BenchError(str(error)) from error
+        raise UsageError(str(error)) from error
     return tuple(options.items())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.page.page import Page, check_folder, write_page
 
 ReportT = TypeVar("ReportT")
@@ -33,5 +33,5 @@ def into_folder(folder: Path, make: Callable[[ReportT], Page]) -> Callable[[Repo
     return write
 
 
-def _unwritable(folder: Path, error: OSError) -> BenchError:
-    return BenchError(f"--report: cannot write a page into {folder}: {error.strerror or error}")
+def _unwritable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(f"--report: cannot write a page into {folder}: {error.strerror or error}")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.cost_model import MeasuredCosts
 
 CALIBRATION_FILE = "VLLM_BATCHLLM_CALIBRATION"
@@ -52,7 +52,7 @@ class Calibration:
             reference = MeasuredCosts.of(PLATFORM_COSTS["cpu"])
             return cls(reference, "random-llama (reference run)", {})
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise BenchError(
+            raise UsageError(
                 f"the calibration {path} cannot be read ({error}); delete it, or calibrate again"
             ) from None
 

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.environment import describe_environment
 from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
@@ -117,7 +117,7 @@ def simulate(
         plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
         book = _Book(out, price, _page_writer(report, plans))
         _run(plans, arms, shared_attention, book)
-    except BenchError as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
     except KeyboardInterrupt:
@@ -166,7 +166,7 @@ class _Book:
         try:
             write_record(self.report, self._folder)
         except OSError as error:
-            raise BenchError(
+            raise UsageError(
                 f"cannot write the record into {self._folder}: {error.strerror or error}"
             ) from None
 

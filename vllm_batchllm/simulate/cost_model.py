@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Protocol, Self
 
 from vllm_batchllm.admission.step_costs import Costs
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import Device
 from vllm_batchllm.simulate.models import ModelShape
 
@@ -80,11 +80,11 @@ class Constants:
 
     def __post_init__(self) -> None:
         if not 0 < self.efficiency <= 1:
-            raise BenchError(f"the efficiency must be above 0 and at most 1: {self.efficiency}")
+            raise UsageError(f"the efficiency must be above 0 and at most 1: {self.efficiency}")
         for name in ("step_s", "request_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise BenchError(f"{name} must be 0 seconds or more, not {value}")
+                raise UsageError(f"{name} must be 0 seconds or more, not {value}")
 
 
 PUBLISHED = Constants(efficiency=0.451, step_s=0.0, request_s=2.34e-5)
@@ -115,9 +115,9 @@ class Roofline:
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
-            raise BenchError(f"tensor parallelism must be at least 1, not {self.tensor_parallel}")
+            raise UsageError(f"tensor parallelism must be at least 1, not {self.tensor_parallel}")
         if self.model.num_heads % self.tensor_parallel:
-            raise BenchError(
+            raise UsageError(
                 f"{self.model.num_heads} attention heads of {self.model.name} cannot be divided "
                 f"among {self.tensor_parallel} devices"
             )

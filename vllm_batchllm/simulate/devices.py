@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from vllm_batchllm.errors import BenchError, unknown_name
+from vllm_batchllm.errors import UsageError, unknown_name
 
 GIB = 2**30
 
@@ -34,7 +34,7 @@ class Device:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, str) and not (math.isfinite(value) and value > 0):
-                raise BenchError(f"{field.name} of device {self.name!r} must be above 0: {value}")
+                raise UsageError(f"{field.name} of device {self.name!r} must be above 0: {value}")
 
 
 _TB, _TFLOPS, _GB = 1e12, 1e12, 1e9

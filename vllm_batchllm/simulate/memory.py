@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import GIB, Device
 from vllm_batchllm.simulate.models import ModelShape
 
@@ -36,7 +36,7 @@ def num_kv_blocks(
         BenchError: the model does not fit; the message shows the arithmetic.
     """
     if not 0 < memory_utilization <= 1:
-        raise BenchError(
+        raise UsageError(
             f"the share of the memory must be above 0 and at most 1, not {memory_utilization:g}"
         )
     usable = device.memory_bytes * memory_utilization
@@ -45,7 +45,7 @@ def num_kv_blocks(
     free = usable - weights - step - RUNTIME_BYTES
     block = model.kv_bytes_per_device(tensor_parallel) * block_size
     if free < block:
-        raise BenchError(
+        raise UsageError(
             f"{model.name} does not fit {tensor_parallel} x {device.name}: "
             f"{memory_utilization:.0%} of {device.memory_bytes / GIB:.1f} GiB is "
             f"{usable / GIB:.1f} GiB a device; weights {weights / GIB:.1f} + one step "

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.errors import BenchError, unknown_name
-from vllm_batchllm.messages import shown
+from vllm_batchllm.errors import UsageError, unknown_name
+from vllm_batchllm.messages import clip
 
 _MOE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 _STATE_KEYS = ("ssm_state_size", "state_size", "mamba_d_state", "linear_num_key_heads")
@@ -78,7 +78,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         if not 1 <= self.weight_bits <= 32:
-            raise BenchError(f"weights have between 1 and 32 bits, not {self.weight_bits:g}")
+            raise UsageError(f"weights have between 1 and 32 bits, not {self.weight_bits:g}")
 
 
 def _llama(name: str, layers: int, hidden: int, intermediate: int, heads: int) -> ModelShape:
@@ -119,11 +119,11 @@ def _read(path: Path, weight_bits: float | None) -> ModelShape:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BenchError(f"cannot read {path}: {error.strerror or error}") from None
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise BenchError(f"{path} is not valid JSON: {error}") from None
+        raise UsageError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict):
-        raise BenchError(f"{path} holds no JSON object")
+        raise UsageError(f"{path} holds no JSON object")
     text = data.get("text_config")
     name = path.parent.name or path.name
     return shape_of(text if isinstance(text, dict) else data, name, weight_bits)
@@ -139,15 +139,15 @@ def shape_of(config: Mapping[str, Any], name: str, weight_bits: float | None = N
     """
     for key in _MOE_KEYS:
         if (config.get(key) or 0) not in (0, 1):
-            raise BenchError(
-                f"model {name!r} has {key} = {shown(config[key])}: mixtures of experts are not "
+            raise UsageError(
+                f"model {name!r} has {key} = {clip(config[key])}: mixtures of experts are not "
                 "modelled; use a dense model"
             )
     for key in _STATE_KEYS:
         if config.get(key):
-            raise BenchError(f"model {name!r} has {key}: layers with a state are not modelled")
+            raise UsageError(f"model {name!r} has {key}: layers with a state are not modelled")
     if config.get("kv_lora_rank"):
-        raise BenchError(f"model {name!r} has kv_lora_rank: latent attention is not modelled")
+        raise UsageError(f"model {name!r} has kv_lora_rank: latent attention is not modelled")
     count = _Counts(config, name)
     hidden, heads = count("hidden_size"), count("num_attention_heads")
     return ModelShape(
@@ -174,10 +174,10 @@ class _Counts:
         value = self._config.get(key)
         value = default if value is None else value
         if value is None:
-            raise BenchError(f"the configuration of model {self._name!r} lacks {key!r}")
+            raise UsageError(f"the configuration of model {self._name!r} lacks {key!r}")
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise BenchError(
-                f"{key} of model {self._name!r} must be a whole number above 0, not {shown(value)}"
+            raise UsageError(
+                f"{key} of model {self._name!r} must be a whole number above 0, not {clip(value)}"
             )
         return value
 
@@ -189,7 +189,7 @@ def _weight_bits(config: Mapping[str, Any], name: str) -> float:
             return bits
         if quantization.get("quant_method") == "fp8":
             return 8
-        raise BenchError(
+        raise UsageError(
             f"the quantization_config of model {name!r} has no 'bits'; give --weight-bits"
         )
     dtype = config.get("torch_dtype") or config.get("dtype")

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import RunInputs, RunMetrics, run_metrics
 from vllm_batchllm.measure.recorder import record
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
@@ -121,7 +121,7 @@ def check_fits(batch: Batch, sizes: EngineSizes) -> None:
     longest = max(len(p) + n for p, n in zip(batch.prompts, batch.output_lens, strict=True))
     needed = -(-longest // sizes.block_size)
     if needed > sizes.num_blocks:
-        raise BenchError(
+        raise UsageError(
             f"the largest request of {batch.name!r} has {longest} tokens, which is {needed} KV "
             f"blocks of {sizes.block_size}; there are {sizes.num_blocks}"
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.plugin import engine_sizes
 from vllm_batchllm.simulate.calibration import Calibration
 from vllm_batchllm.simulate.cost_model import (
@@ -83,9 +83,9 @@ def _check(options: SetupOptions) -> None:
     for name in ("block_size", "kv_blocks", "max_num_seqs", "max_num_batched_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise BenchError(f"{name} must be at least 1, not {value}")
+            raise UsageError(f"{name} must be at least 1, not {value}")
     if options.max_waiting is not None and options.max_waiting < 1:
-        raise BenchError(f"max_waiting must be at least 1, not {options.max_waiting}")
+        raise UsageError(f"max_waiting must be at least 1, not {options.max_waiting}")
 
 
 def _gpu(options: SetupOptions) -> Setup:
@@ -124,7 +124,7 @@ def _raised(stock_seqs: int, tokens: int) -> int:
 
 def _cpu(batch: Batch, options: SetupOptions) -> Setup:
     if options.tensor_parallel != 1:
-        raise BenchError("the CPU is one device; leave --tensor-parallel out")
+        raise UsageError("the CPU is one device; leave --tensor-parallel out")
     calibration = Calibration.load()
     seqs, tokens, block_size = _CPU_SIZES
     seqs = options.max_num_seqs or seqs
@@ -149,5 +149,5 @@ def with_shared_attention(setup: Setup) -> Setup:
         BenchError: the costs are measured ones, which no other kernel can be read off.
     """
     if not isinstance(setup.costs, Roofline):
-        raise BenchError("prefix-shared attention cannot be simulated with measured costs")
+        raise UsageError("prefix-shared attention cannot be simulated with measured costs")
     return replace(setup, costs=replace(setup.costs, shares_attention=True))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 
 #: Block size in which `Batch.kv_blocks` is stated, tokens.
 REFERENCE_BLOCK_SIZE = 32
@@ -80,15 +80,15 @@ class Batch:
     def check(self) -> None:
         """Raise BenchError if the batch cannot be run."""
         if not self.prompts:
-            raise BenchError(f"batch {self.name!r} holds no requests")
+            raise UsageError(f"batch {self.name!r} holds no requests")
         if len(self.prompts) != len(self.output_lens):
-            raise BenchError(
+            raise UsageError(
                 f"batch {self.name!r} has {len(self.prompts)} prompts but "
                 f"{len(self.output_lens)} output lengths"
             )
         for index, (prompt, length) in enumerate(zip(self.prompts, self.output_lens, strict=True)):
             if not prompt or length < 1:
-                raise BenchError(
+                raise UsageError(
                     f"request {index} of batch {self.name!r} has {len(prompt)} prompt tokens "
                     f"and {length} output tokens; both must be at least 1"
                 )
@@ -138,7 +138,7 @@ def kv_blocks_for(batch: Batch, block_size: int) -> int:
         tokens = distinct_prefix_tokens(batch.prompts) / batch.pressure
         wanted = math.ceil(tokens / block_size)
     else:
-        raise BenchError(
+        raise UsageError(
             f"batch {batch.name!r} has neither a pressure nor a KV size; give --kv-blocks"
         )
     return max(smallest, wanted)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_batchllm.errors import BenchError, unknown_name
+from vllm_batchllm.errors import UsageError, unknown_name
 from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.shapes import (
     Draw,
@@ -179,13 +179,13 @@ def make_workload(
     definition = WORKLOADS[full]
     count = definition.num_requests if num_requests is None else num_requests
     if not scale > 0:
-        raise BenchError(f"scale must be above 0, not {scale:g}")
+        raise UsageError(f"scale must be above 0, not {scale:g}")
     if count < 1:
-        raise BenchError(f"the number of requests must be at least 1, not {count}")
+        raise UsageError(f"the number of requests must be at least 1, not {count}")
     if count > MOST_REQUESTS:
-        raise BenchError(f"{count:,} requests are too many; at most {MOST_REQUESTS:,}")
+        raise UsageError(f"{count:,} requests are too many; at most {MOST_REQUESTS:,}")
     if seed < 0:
-        raise BenchError(f"seed must be at least 0, not {seed}")
+        raise UsageError(f"seed must be at least 0, not {seed}")
     used_scale = float(scale) if definition.scales else 1.0
     rng = np.random.default_rng([seed, *full.encode()])
     draw = Draw(rng=rng, scale=used_scale, vocab_size=vocab_size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 
 Request = tuple[list[int], int]
 Requests = list[Request]
@@ -35,9 +35,9 @@ class Draw:
 
     def __post_init__(self) -> None:
         if self.vocab_size <= 2 * FIRST_TOKEN_ID:
-            raise BenchError(f"a vocabulary of {self.vocab_size} tokens is too small to draw from")
+            raise UsageError(f"a vocabulary of {self.vocab_size} tokens is too small to draw from")
         if self.vocab_size > MOST_TOKEN_IDS:
-            raise BenchError(f"a vocabulary of {self.vocab_size} tokens is too large to draw from")
+            raise UsageError(f"a vocabulary of {self.vocab_size} tokens is too large to draw from")
 
     def length(self, tokens: float) -> int:
         """`tokens` of the definition, scaled; at least 1.
@@ -47,7 +47,7 @@ class Draw:
         """
         length = tokens / self.scale
         if length > MOST_TOKENS:
-            raise BenchError(
+            raise UsageError(
                 f"scale {self.scale:g} makes texts of {length:,.0f} tokens; "
                 f"at most {MOST_TOKENS:,}, so give a larger scale"
             )

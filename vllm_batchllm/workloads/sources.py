@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.errors import BenchError
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.input.reader import read_requests
 from vllm_batchllm.input.request import PlanRequest
 from vllm_batchllm.input.tokenize import TokenizedRequest, tokenize_requests
@@ -56,7 +56,7 @@ def load_batch(source: str, options: InputOptions) -> Batch:
             scale that is none.
     """
     if not (math.isfinite(options.scale) and options.scale > 0):
-        raise BenchError(f"scale must be a number above 0, not {options.scale:g}")
+        raise UsageError(f"scale must be a number above 0, not {options.scale:g}")
     path = Path(source)
     if not (path.is_file() or source.endswith(FILE_SUFFIXES)):
         resolve_name(source)
@@ -71,9 +71,9 @@ def load_batch(source: str, options: InputOptions) -> Batch:
         is_trace = _is_trace(path)
         return _trace(path, options) if is_trace else _batch_file(path, options)
     except OSError as error:
-        raise BenchError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     except (EOFError, zlib.error) as error:
-        raise BenchError(f"{path} cannot be read: damaged gzip: {error}") from None
+        raise UsageError(f"{path} cannot be read: damaged gzip: {error}") from None
 
 
 def _is_trace(path: Path) -> bool:
@@ -91,16 +91,16 @@ def _is_trace(path: Path) -> bool:
 def _trace(path: Path, options: InputOptions) -> Batch:
     block_size = round(TRACE_BLOCK_SIZE / options.scale)
     if not 1 <= block_size <= TRACE_BLOCK_SIZE:
-        raise BenchError(
+        raise UsageError(
             f"a scale of {options.scale:g} makes blocks of {block_size} tokens out of the "
             f"trace's {TRACE_BLOCK_SIZE}; give 1 to {TRACE_BLOCK_SIZE}"
         )
     try:
         requests = _renumbered(read_trace(path, options.num_requests))
     except TraceError as error:
-        raise BenchError(str(error)) from None
+        raise UsageError(str(error)) from None
     if not requests:
-        raise BenchError(f"{path} holds no requests")
+        raise UsageError(f"{path} holds no requests")
     return _checked(
         Batch(
             name=path.name,
@@ -127,10 +127,10 @@ def _renumbered(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
 def _batch_file(path: Path, options: InputOptions) -> Batch:
     result = read_requests(path)
     if result.bad_lines:
-        raise BenchError(f"{path}, {result.bad_lines[0]}")
+        raise UsageError(f"{path}, {result.bad_lines[0]}")
     tokenized = _tokenized(path, result.requests[: options.num_requests], options)
     if not tokenized:
-        raise BenchError(f"{path} holds no requests")
+        raise UsageError(f"{path} holds no requests")
     limits = [_limit(path, place, item, options) for place, item in enumerate(tokenized)]
     wanted = options.output_tokens
     lengths = limits if wanted is None else [min(limit, wanted) for limit in limits]
@@ -150,21 +150,21 @@ def _tokenized(
 ) -> list[TokenizedRequest]:
     has_text = any(not hasattr(request.content, "typecode") for request in requests)
     if has_text and options.tokenizer is None:
-        raise BenchError(f"{path} has prompts of text; name the model with --tokenizer")
+        raise UsageError(f"{path} has prompts of text; name the model with --tokenizer")
     try:
         tokenizer = load_tokenizer(options.tokenizer) if has_text and options.tokenizer else None
         result = tokenize_requests(requests, tokenizer)
     except TokenizerError as error:
-        raise BenchError(str(error)) from None
+        raise UsageError(str(error)) from None
     if result.bad_lines:
-        raise BenchError(f"{path}, {result.bad_lines[0]}")
+        raise UsageError(f"{path}, {result.bad_lines[0]}")
     return result.requests
 
 
 def _limit(path: Path, place: int, item: TokenizedRequest, options: InputOptions) -> int:
     limit = item.max_tokens or options.output_tokens
     if limit is None:
-        raise BenchError(f"{path}: request {place + 1} states no max_tokens; give --output-tokens")
+        raise UsageError(f"{path}: request {place + 1} states no max_tokens; give --output-tokens")
     return limit
 
 
