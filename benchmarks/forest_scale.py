@@ -40,8 +40,8 @@ from hashed_requests import (
 )
 
 from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool
-from vllm_batchllm.ordering.group_queue import AdmissionLine
-from vllm_batchllm.ordering.planned_group_queue import line_for
+from vllm_batchllm.ordering.group_queue import GroupQueue
+from vllm_batchllm.ordering.planned_group_queue import queue_class_for
 from vllm_batchllm.ordering.policies import ORDERS, make_order
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 
@@ -74,9 +74,9 @@ def resident_bytes() -> int:
 
 
 def plan_by_line(requests: Sequence[PlannedRequest], order: str, block_size: int) -> Planning:
-    """Through an :class:`AdmissionLine`: the forest, and the choice among trees."""
+    """Through an :class:`GroupQueue`: the forest, and the choice among trees."""
     policy = make_order(order)
-    line: AdmissionLine[PlannedRequest] = line_for(policy)(policy, block_size)
+    line: GroupQueue[PlannedRequest] = queue_class_for(policy)(policy, block_size)
 
     def insert() -> None:
         for rank, request in enumerate(requests):

@@ -20,13 +20,13 @@ from pooled import LruScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.policies import DepthFirst
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 
-class ArrivalLine(AdmissionLine[Request]):
+class ArrivalLine(GroupQueue[Request]):
     """Order of arrival; the forest only tells the pool who waits."""
 
     def __init__(self, block_size: int) -> None:
@@ -38,8 +38,8 @@ class ArrivalLine(AdmissionLine[Request]):
         self._arrived[request] = None
 
     def peek(self) -> Request:
-        if self._returned:
-            return self._returned.peek()[1]
+        if self._requeued_ranks:
+            return self._requeued_ranks.peek()[1]
         return next(iter(self._arrived))
 
     def remove(self, request: Request, *, admitted: bool = False) -> None:
@@ -52,7 +52,7 @@ class ArrivalScheduler(BatchLLMScheduler):
 
     def _make_queue(self) -> PrefixGroupQueue:
         queue = super()._make_queue()
-        queue._new_line = partial(ArrivalLine, self.hash_block_size)
+        queue._new_queue = partial(ArrivalLine, self.hash_block_size)
         return queue
 
 

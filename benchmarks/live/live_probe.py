@@ -95,9 +95,9 @@ def _sizes(scheduler: Any) -> dict[str, int]:
     """Entries of every container of ours that requests fill."""
     queue, admission = scheduler.waiting, scheduler.admission
     pool = scheduler.kv_cache_manager.block_pool
-    lines = list(queue._lines.values())
-    forests = [forest for line in lines for forest in (line.forest, line.recall)]
-    ranked = [place for line in lines for place in (line._returned, line._unhashed)]
+    lines = list(queue._queues.values())
+    forests = [forest for line in lines for forest in (line.forest, line.requeued)]
+    ranked = [place for line in lines for place in (line._requeued_ranks, line._unhashed)]
     nodes = [node for forest in forests for node in _nodes(forest)]
     lists = {id(each.hashes): each.hashes for origins in pool._origins for each in origins}
     figures = {} if admission is None else _admission_sizes(admission)

@@ -206,9 +206,9 @@ class FuzzEngine:
         assert not scheduler.requests and not self.num_blocks_held(), "something is left"
         assert not scheduler.deferred_waiting and not scheduler.waiting.levels
         assert not pool._future.filed and not self.worker.transfers
-        for line in scheduler.waiting._lines.values():
+        for line in scheduler.waiting._queues.values():
             assert not line and not line._waiting_since
-            for forest in (line.forest, line.recall):
+            for forest in (line.forest, line.requeued):
                 assert not forest and not forest.root.children, "a forest keeps a node"
         admission = scheduler.admission
         if admission is not None:
@@ -220,7 +220,7 @@ class FuzzEngine:
 
 def set_clock(scheduler: Any, clock: Callable[[], float]) -> None:
     """Let ``scheduler``, in which nobody waits yet, measure waits and costs by ``clock``."""
-    new_line = scheduler.waiting._new_line
-    scheduler.waiting._new_line = partial(new_line.func, *new_line.args[:-1], clock)
+    new_line = scheduler.waiting._new_queue
+    scheduler.waiting._new_queue = partial(new_line.func, *new_line.args[:-1], clock)
     if scheduler.admission is not None:
         scheduler.admission.planner._clock = clock

@@ -40,9 +40,9 @@ def step(scheduler: Any) -> None:
 
 def heap_entries(scheduler: Any) -> int:
     entries = 0
-    for line in scheduler.waiting._lines.values():
-        entries += len(line._returned._heap) + len(line._unhashed._heap)
-        for forest in (line.forest, line.recall):
+    for line in scheduler.waiting._queues.values():
+        entries += len(line._requeued._heap) + len(line._unhashed._heap)
+        for forest in (line.forest, line.requeued):
             nodes = [forest.root]
             for node in nodes:
                 nodes.extend((node.children or {}).values())

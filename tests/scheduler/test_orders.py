@@ -20,7 +20,7 @@ from fake_engine import (
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from vllm_batchllm.ordering.planned_group_queue import PlannedLine
+from vllm_batchllm.ordering.planned_group_queue import PlannedGroupQueue
 from vllm_batchllm.ordering.policies import ORDERS
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
@@ -183,8 +183,8 @@ def test_the_walk_saves_all_and_a_plan_at_least_what_its_groups_share(llama, cls
 def planned_saving(llama: str, prompts: Prompts, order: str) -> int:
     """Tokens that the members of the order's groups share, each group's first left out."""
     queue = build(BatchLLMScheduler, llama, prompts, order).waiting
-    (line,) = queue._lines.values()
-    assert isinstance(line, PlannedLine)
+    (line,) = queue._queues.values()
+    assert isinstance(line, PlannedGroupQueue)
     groups = ORDERS[order]().groups(line.forest)  # type: ignore[attr-defined]
     return sum(group.num_saved_blocks for group in groups) * BLOCK
 

@@ -80,8 +80,8 @@ class Watch:
 
     def check_trees(self) -> None:
         """No group of waiting requests holds two salts."""
-        for line in self.scheduler.waiting._lines.values():
-            for forest in (line.forest, line.recall):
+        for line in self.scheduler.waiting._queues.values():
+            for forest in (line.forest, line.requeued):
                 for tree in forest.ordered_children(forest.root):
                     assert len({request.cache_salt for request in forest.walk(tree)}) == 1
 

@@ -34,7 +34,7 @@ class Item:
 
 
 class OrderOracle:
-    """What :class:`AdmissionLine` promises, without any clever structure."""
+    """What :class:`GroupQueue` promises, without any clever structure."""
 
     def __init__(self, ratio: bool) -> None:
         self.ratio = ratio
@@ -53,7 +53,7 @@ class OrderOracle:
             prefix = item.path[:end]
             self.prefix_rank[prefix] = min(rank, self.prefix_rank.get(prefix, rank))
 
-    def give_back(self, item: Item) -> None:
+    def requeue(self, item: Item) -> None:
         self.returned.insert(0, item)
 
     def remove(self, item: Item, admitted: bool = False) -> None:

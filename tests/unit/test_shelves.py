@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefix_trie_oracle import Item, Path
 
 from vllm_batchllm.kv_cache.block_demand import Future
-from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.policies import DecodeRatio, DepthFirst, GroupOrder
 from vllm_batchllm.prefix.forest import PrefixForest
 
@@ -68,9 +68,9 @@ class Bench:
     """Two lines, the first more urgent, and the truth about every free block."""
 
     def __init__(self, order: GroupOrder) -> None:
-        self.lines: list[AdmissionLine[Item]] = [AdmissionLine(order, 4) for _ in range(2)]
+        self.lines: list[GroupQueue[Item]] = [GroupQueue(order, 4) for _ in range(2)]
         self.keeper = Keeper()
-        self.waiting: list[tuple[AdmissionLine[Item], Item]] = []
+        self.waiting: list[tuple[GroupQueue[Item], Item]] = []
         for urgency in (1, 0):
             line = self.lines[urgency]
             self.keeper.future.watch(line.forest, urgency, lambda line=line: line._walk.group)

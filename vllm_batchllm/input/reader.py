@@ -45,7 +45,7 @@ def read_requests(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
     """
     result = ReadResult([], [])
     with path.open("rb") as stream:
-        for number, line in _lines(stream, max_line_bytes):
+        for number, line in _queues(stream, max_line_bytes):
             try:
                 text = _decode(line, max_line_bytes)
                 if text.strip():
@@ -55,7 +55,7 @@ def read_requests(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResul
     return result
 
 
-def _lines(stream: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+def _queues(stream: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Yield line numbers with lines; None for one that is too long, which is not kept."""
     number = 0
     while line := stream.readline(max_line_bytes + 1):

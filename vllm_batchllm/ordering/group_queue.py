@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The waiting requests of one priority, in the order in which they are admitted.
 
-Three places to wait: requests given back by the scheduler (preempted, or skipped for now),
+Three places to wait: requests requeued by the scheduler (preempted, or skipped for now),
 which come first; the prefix forest; and requests without block hashes, which share nothing.
-This file decides between the three; it knows requests only through :class:`Waiting`.
+This file decides between the three; it knows requests only through :class:`WaitingRequest`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from vllm_batchllm.ordering.lazy_heap import RankedLine
-from vllm_batchllm.ordering.policies import GroupOrder, LoneLoad, RankingOrder
+from vllm_batchllm.ordering.lazy_heap import LazyHeap
+from vllm_batchllm.ordering.policies import GroupOrder, LoneRequestLoad, RankingOrder
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.node import Load, PrefixNode, load_of
 from vllm_batchllm.prefix.traversal import DepthFirstWalk
 
 
-class Waiting(Hashable, Protocol):
-    """What a line needs to know of a request; vLLM's ``Request`` has it all."""
+class WaitingRequest(Hashable, Protocol):
+    """What a queue needs to know of a request; vLLM's ``Request`` has it all."""
 
     @property
     def block_hashes(self) -> Sequence[Any]: ...
@@ -35,13 +35,13 @@ class Waiting(Hashable, Protocol):
     def max_tokens(self) -> int: ...
 
 
-R = TypeVar("R", bound=Waiting)
+R = TypeVar("R", bound=WaitingRequest)
 
 
-class AdmissionLine(Generic[R]):
+class GroupQueue(Generic[R]):
     """Order of admission among requests of equal priority.
 
-    Given-back requests first; then the oldest request that waited longer than ``max_wait_s``,
+    Requeued requests first; then the oldest request that waited longer than ``max_wait_s``,
     whose group is opened; then the open group; then whatever ``order`` prefers among the trees
     of the forest and the first request without hashes. Every operation is O(log n) amortised
     or O(depth of the tree).
@@ -63,16 +63,16 @@ class AdmissionLine(Generic[R]):
         self._clock = clock
         self._forest: PrefixForest[R] = PrefixForest(block_size, order.key, order.dynamic)
         self._walk = DepthFirstWalk(self._forest)
-        self._returned: RankedLine[R] = RankedLine()
-        self._recall: PrefixForest[R] = PrefixForest(block_size)
-        self._unhashed: RankedLine[R] = RankedLine()
+        self._requeued: LazyHeap[R] = LazyHeap()
+        self._requeued_forest: PrefixForest[R] = PrefixForest(block_size)
+        self._unhashed: LazyHeap[R] = LazyHeap()
         self._waiting_since: OrderedDict[R, float] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._returned) + len(self._forest) + len(self._unhashed)
+        return len(self._requeued) + len(self._forest) + len(self._unhashed)
 
     def __contains__(self, request: R) -> bool:
-        return any(request in place for place in (self._returned, self._forest, self._unhashed))
+        return any(request in place for place in (self._requeued, self._forest, self._unhashed))
 
     @property
     def forest(self) -> PrefixForest[R]:
@@ -80,9 +80,9 @@ class AdmissionLine(Generic[R]):
         return self._forest
 
     @property
-    def recall(self) -> PrefixForest[R]:
-        """What the given-back requests will look up again; for reading only."""
-        return self._recall
+    def requeued(self) -> PrefixForest[R]:
+        """What the requeued requests will look up again; for reading only."""
+        return self._requeued_forest
 
     def open_node(self) -> PrefixNode[R] | None:
         """The innermost node being served; None between two groups."""
@@ -100,22 +100,22 @@ class AdmissionLine(Generic[R]):
         if self._max_wait_s is not None:
             self._waiting_since[request] = self._clock()
 
-    def give_back(self, request: R, rank: Any) -> None:
+    def requeue(self, request: R, rank: Any) -> None:
         """Put ``request`` in front; among those in front the smallest rank is first."""
-        self._returned.add(request, rank)
+        self._requeued.add(request, rank)
         if shares_prefixes(request):
-            self._recall.insert(request, request.block_hashes, rank)
+            self._requeued_forest.insert(request, request.block_hashes, rank)
 
     def peek(self) -> R:
         """The next request. Raises IndexError when nobody waits."""
-        if self._returned:
-            return self._returned.peek()[1]
+        if self._requeued:
+            return self._requeued.peek()[1]
         overdue = self._overdue()
         if overdue is not None:
             if overdue in self._forest:
                 self._walk.jump(overdue)
             return overdue
-        if self._unhashed and (not self._forest or self._prefers_unhashed()):
+        if self._unhashed and (not self._forest or self._unhashed_is_next()):
             return self._unhashed.peek()[1]
         return self._walk.peek()
 
@@ -133,10 +133,10 @@ class AdmissionLine(Generic[R]):
 
     def remove(self, request: R, *, admitted: bool = False) -> None:
         """Take ``request`` out. Raises KeyError if it does not wait here."""
-        if request in self._returned:
-            self._returned.remove(request)
-            if request in self._recall:
-                self._recall.remove(request)
+        if request in self._requeued:
+            self._requeued.remove(request)
+            if request in self._requeued_forest:
+                self._requeued_forest.remove(request)
             return
         if request in self._unhashed:
             self._unhashed.remove(request)
@@ -150,11 +150,12 @@ class AdmissionLine(Generic[R]):
         Waiting-time limits are left out, and a policy's comparison of a tree with a request
         without hashes is made on the trees as they are.
         """
-        yield from self._returned
+        yield from self._requeued
         open_tree, rest = self._walk.rest_of_tree()
         yield from rest
         lone = deque(
-            (self._lone_key(request, rank), request) for rank, request in self._unhashed.ranked()
+            (self._unhashed_key(request, rank), request)
+            for rank, request in self._unhashed.ranked()
         )
         for tree in self._forest.ordered_children(self._forest.root):
             if tree is open_tree:
@@ -165,15 +166,15 @@ class AdmissionLine(Generic[R]):
             yield from self._forest.walk(tree)
         yield from (request for _, request in lone)
 
-    def _prefers_unhashed(self) -> bool:
+    def _unhashed_is_next(self) -> bool:
         if self._walk.group is not None:
             return False
         rank, request = self._unhashed.peek()
         tree_key = self._order.key(self._walk.next_root())
-        return bool(self._lone_key(request, rank) < tree_key)
+        return bool(self._unhashed_key(request, rank) < tree_key)
 
-    def _lone_key(self, request: R, rank: Any) -> Any:
-        return self._order.key(LoneLoad(1, self.expect(request), request.num_tokens, rank))
+    def _unhashed_key(self, request: R, rank: Any) -> Any:
+        return self._order.key(LoneRequestLoad(1, self.expect(request), request.num_tokens, rank))
 
     def _load(self, request: R) -> Load:
         num_block_tokens = len(request.block_hashes) * self._forest.block_size
@@ -190,9 +191,11 @@ class AdmissionLine(Generic[R]):
         """Raise AssertionError where a structural promise is broken. O(n)."""
         self._forest.check_integrity()
         self._walk.check_integrity()
-        self._returned.check_integrity()
-        self._recall.check_integrity()
-        assert all(r in self._returned for r in self._recall.walk()), "a recall is stale"
+        self._requeued.check_integrity()
+        self._requeued_forest.check_integrity()
+        assert all(r in self._requeued for r in self._requeued_forest.walk()), (
+            "a requeued request is stale"
+        )
         self._unhashed.check_integrity()
         if self._max_wait_s is not None:
             timed = set(self._waiting_since)
@@ -200,7 +203,7 @@ class AdmissionLine(Generic[R]):
             assert len(timed) == len(self._forest) + len(self._unhashed), "a time is missing"
 
 
-def shares_prefixes(request: Waiting) -> bool:
+def shares_prefixes(request: WaitingRequest) -> bool:
     """Whether ``request`` can be grouped by its hashes.
 
     Not without a full block; not if it may not read the prefix cache; and not a streaming

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A line of items in order of a fixed rank, with cheap removal from anywhere."""
+"""Items in order of a fixed rank, with cheap removal from anywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T", bound=Hashable)
 
 
-class RankedLine(Generic[T]):
+class LazyHeap(Generic[T]):
     """Items by ascending rank; equal ranks in order of addition.
 
     Add is O(log n), peek amortised O(log n), remove O(1): what was removed stays in the heap
@@ -30,27 +30,27 @@ class RankedLine(Generic[T]):
         return item in self._serial_of
 
     def add(self, item: T, rank: Any) -> None:
-        """Put ``item`` in its place. Raises ValueError if it stands in the line already."""
+        """Put ``item`` in its place. Raises ValueError if it waits already."""
         if item in self._serial_of:
-            raise ValueError(f"{item!r} stands in this line already")
+            raise ValueError(f"{item!r} waits already")
         serial = next(self._serial)
         self._serial_of[item] = serial
         heapq.heappush(self._heap, (rank, serial, item))
 
     def peek(self) -> tuple[Any, T]:
-        """The first item and its rank. Raises IndexError when the line is empty."""
+        """The first item and its rank. Raises IndexError when the heap is empty."""
         heap = self._heap
         while heap:
             rank, serial, item = heap[0]
             if self._serial_of.get(item) == serial:
                 return rank, item
             heapq.heappop(heap)
-        raise IndexError("peek from an empty line")
+        raise IndexError("peek from an empty heap")
 
     def remove(self, item: T) -> None:
-        """Take ``item`` out. Raises KeyError if it does not stand here."""
+        """Take ``item`` out. Raises KeyError if it does not wait here."""
         del self._serial_of[item]
-        if not self._serial_of:  # an idle line keeps nobody who has left
+        if not self._serial_of:  # an idle heap keeps nobody who has left
             self._heap.clear()
         elif len(self._heap) > 2 * len(self._serial_of) + 64:
             self._heap = self._living()

@@ -2,7 +2,7 @@
 """Waiting requests served by a plan: groups of one level, in an order fixed when it is made.
 
 This is how the published method schedules. A plan is worse informed than the walk of
-:class:`AdmissionLine` (it sees arrivals late, and one level of sharing), but its groups are what
+:class:`GroupQueue` (it sees arrivals late, and one level of sharing), but its groups are what
 the paper measured and what an attention kernel for shared prefixes can use.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic
 
-from vllm_batchllm.ordering.group_queue import AdmissionLine, R
-from vllm_batchllm.ordering.policies import GroupOrder, LoneLoad, PlannedOrder
+from vllm_batchllm.ordering.group_queue import GroupQueue, R
+from vllm_batchllm.ordering.policies import GroupOrder, LoneRequestLoad, PlannedOrder
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.groups import RequestGroup
 
@@ -32,7 +32,7 @@ class _Group(Generic[R]):
     num_waiting: int
 
 
-class PlannedLine(AdmissionLine[R]):
+class PlannedGroupQueue(GroupQueue[R]):
     """Order of admission among requests of equal priority, by a plan.
 
     Given-back requests first; then the oldest request that waited longer than ``max_wait_s``
@@ -72,10 +72,10 @@ class PlannedLine(AdmissionLine[R]):
 
     def peek(self) -> R:
         """The next request; may make a plan. Raises IndexError when nobody waits."""
-        if self._returned:
-            return self._returned.peek()[1]
+        if self._requeued:
+            return self._requeued.peek()[1]
         if not self._rank_of:
-            raise IndexError("peek from an empty line")
+            raise IndexError("peek from an empty queue")
         overdue = self._overdue()
         if overdue is not None:
             self._open_group_of(overdue)
@@ -91,7 +91,7 @@ class PlannedLine(AdmissionLine[R]):
 
     def remove(self, request: R, *, admitted: bool = False) -> None:
         """Take ``request`` out. Raises KeyError if it does not wait here."""
-        was_returned = request in self._returned
+        was_returned = request in self._requeued
         node = self._forest.node_of(request) if request in self._forest else None
         super().remove(request, admitted=admitted)
         if admitted and node is not None:
@@ -115,7 +115,7 @@ class PlannedLine(AdmissionLine[R]):
         Waiting-time limits are left out. Arrivals that the plan does not hold come last; where
         the next peek would make a new plan, it is that plan's order.
         """
-        yield from self._returned
+        yield from self._requeued
         if self._open is None and self._is_plan_outdated():
             yield from chain.from_iterable(self._ordered_groups())
             return
@@ -153,7 +153,7 @@ class PlannedLine(AdmissionLine[R]):
         """The policy's key of a group, its prefix counted once, computed or not."""
         prefix_tokens = group.num_prefix_blocks * self._forest.block_size
         num_shared_tokens = (len(group.members) - 1) * prefix_tokens
-        load = LoneLoad(
+        load = LoneRequestLoad(
             num_waiting=len(group.members),
             num_output_tokens=sum(self._load(r).num_output_tokens for r in group.members),
             num_prompt_tokens=sum(r.num_tokens for r in group.members) - num_shared_tokens,
@@ -175,6 +175,6 @@ class PlannedLine(AdmissionLine[R]):
         assert self._open is None or next(iter(self._plan)) is self._open, "the open group moved"
 
 
-def line_for(order: GroupOrder) -> type[AdmissionLine[Any]]:
-    """The class of line that serves requests as ``order`` wants it."""
-    return PlannedLine if isinstance(order, PlannedOrder) else AdmissionLine
+def queue_class_for(order: GroupOrder) -> type[GroupQueue[Any]]:
+    """The class of queue that serves requests as ``order`` wants it."""
+    return PlannedGroupQueue if isinstance(order, PlannedOrder) else GroupQueue

@@ -41,7 +41,7 @@ class GroupLoad(Protocol):
     def rank(self) -> Any: ...
 
 
-class LoneLoad(NamedTuple):
+class LoneRequestLoad(NamedTuple):
     """The load of a request that shares nothing."""
 
     num_waiting: int

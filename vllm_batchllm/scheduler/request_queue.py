@@ -2,7 +2,7 @@
 """vLLM's waiting queue, ordered by prefix groups.
 
 A thin face: it turns vLLM's :class:`RequestQueue` calls into those of one
-:class:`AdmissionLine` per priority. Replacing the queue changes which waiting request is
+:class:`GroupQueue` per priority. Replacing the queue changes which waiting request is
 admitted next and nothing else; the whole of ``Scheduler.schedule`` stays vLLM's.
 """
 
@@ -20,8 +20,8 @@ from vllm.v1.request import Request
 
 from vllm_batchllm.admission.token_budget import Outstanding
 from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool
-from vllm_batchllm.ordering.group_queue import AdmissionLine
-from vllm_batchllm.ordering.planned_group_queue import line_for
+from vllm_batchllm.ordering.group_queue import GroupQueue
+from vllm_batchllm.ordering.planned_group_queue import queue_class_for
 from vllm_batchllm.ordering.policies import GroupOrder
 
 
@@ -37,7 +37,7 @@ class PrefixGroupQueue(RequestQueue):
             None for no limit.
         clock: seconds, monotonic.
         pool: is told of the forests of waiting requests, so that it keeps their blocks; those
-            given back are the most urgent of their priority.
+            requeued are the most urgent of their priority.
         expect: output expected of a request, tokens; None for its ``max_tokens``.
         on_peek: called whenever the head is looked at, which vLLM does before it admits.
 
@@ -55,18 +55,18 @@ class PrefixGroupQueue(RequestQueue):
         expect: Callable[[Request], int] | None = None,
         on_peek: Callable[[], None] | None = None,
     ) -> None:
-        self._new_line: Callable[[], AdmissionLine[Request]] = partial(
-            line_for(order), order, block_size, max_wait_s, clock
+        self._new_queue: Callable[[], GroupQueue[Request]] = partial(
+            queue_class_for(order), order, block_size, max_wait_s, clock
         )
         self._by_priority = by_priority
         self._pool = pool
         self._expect = expect
         self._on_peek = on_peek
-        self._lines: dict[int, AdmissionLine[Request]] = {}
+        self._queues: dict[int, GroupQueue[Request]] = {}
         self._priorities: list[int] = []
         self._listed: set[int] = set()
         self._arrivals = count()
-        self._returns = count(-1, -1)
+        self._requeue_serials = count(-1, -1)
         self._num_waiting = 0
         self._head: Request | None = None
         self.levels: dict[str, list[int]] = {}
@@ -78,7 +78,7 @@ class PrefixGroupQueue(RequestQueue):
         """File a newly arrived request with its group."""
         start_s = time.perf_counter()
         rank = self._rank(request, self._arrivals)
-        self._line_for(request).add(request, rank)
+        self._queue_for(request).add(request, rank)
         self._num_waiting += 1
         self._head = None
         self.plan_s += time.perf_counter() - start_s
@@ -89,21 +89,21 @@ class PrefixGroupQueue(RequestQueue):
             self._on_peek()
         if self._head is None:
             start_s = time.perf_counter()
-            self._head = self._first_line().peek()
+            self._head = self._most_urgent().peek()
             self.plan_s += time.perf_counter() - start_s
         return self._head
 
     def pop_request(self) -> Request:
         """Take out and return the request that :meth:`peek_request` shows."""
         request = self.peek_request()
-        self.levels[request.request_id] = self._lines[self._class_of(request)].levels(request)
+        self.levels[request.request_id] = self._queues[self._class_of(request)].levels(request)
         self._take(request, admitted=True)
         return request
 
     def prepend_request(self, request: Request) -> None:
         """Put a preempted or skipped request in front (by priority: in front of its equals)."""
-        rank = self._rank(request, self._returns)
-        self._line_for(request).give_back(request, rank)
+        rank = self._rank(request, self._requeue_serials)
+        self._queue_for(request).requeue(request, rank)
         self._num_waiting += 1
         self._head = None
 
@@ -126,7 +126,7 @@ class PrefixGroupQueue(RequestQueue):
 
     def outstanding(self) -> Outstanding:
         """What waits in the forests: whoever has hashes. O(number of priorities)."""
-        roots = [line.forest.root for line in self._lines.values()]
+        roots = [group_queue.forest.root for group_queue in self._queues.values()]
         return Outstanding(
             sum(root.num_waiting for root in roots),
             sum(root.num_prompt_tokens for root in roots),
@@ -134,8 +134,10 @@ class PrefixGroupQueue(RequestQueue):
         )
 
     def __contains__(self, request: object) -> bool:
-        line = self._lines.get(self._class_of(request)) if isinstance(request, Request) else None
-        return line is not None and request in line
+        group_queue = (
+            self._queues.get(self._class_of(request)) if isinstance(request, Request) else None
+        )
+        return group_queue is not None and request in group_queue
 
     def __bool__(self) -> bool:
         return self._num_waiting > 0
@@ -145,8 +147,8 @@ class PrefixGroupQueue(RequestQueue):
 
     def __iter__(self) -> Iterator[Request]:
         """Requests in the order of admission as it stands now; O(n log n)."""
-        for priority in sorted(self._lines):
-            yield from self._lines[priority]
+        for priority in sorted(self._queues):
+            yield from self._queues[priority]
 
     def __getitem__(self, index: int) -> Request:
         """The request at ``index`` of the iteration; for tests and debugging, O(n log n)."""
@@ -159,23 +161,23 @@ class PrefixGroupQueue(RequestQueue):
     def _take(self, request: Request, admitted: bool) -> None:
         start_s = time.perf_counter()
         priority = self._class_of(request)
-        line = self._lines[priority]
-        line.remove(request, admitted=admitted)
-        if not line and self._by_priority:
-            self._drop_line(priority)
+        group_queue = self._queues[priority]
+        group_queue.remove(request, admitted=admitted)
+        if not group_queue and self._by_priority:
+            self._drop_queue(priority)
         self._num_waiting -= 1
         self._head = None
         self.plan_s += time.perf_counter() - start_s
 
-    def _drop_line(self, priority: int) -> None:
-        """Forget an empty line; and, once most are of this kind, priorities without a line."""
-        line = self._lines.pop(priority)
+    def _drop_queue(self, priority: int) -> None:
+        """Forget an empty queue; and, once most are of this kind, priorities without one."""
+        group_queue = self._queues.pop(priority)
         if self._pool is not None:
-            self._pool.unwatch(line.recall)
-            self._pool.unwatch(line.forest)
-        if len(self._priorities) > 2 * len(self._lines) + 64:
-            self._listed = set(self._lines)
-            self._priorities = sorted(self._lines)  # a sorted list is a heap
+            self._pool.unwatch(group_queue.requeued)
+            self._pool.unwatch(group_queue.forest)
+        if len(self._priorities) > 2 * len(self._queues) + 64:
+            self._listed = set(self._queues)
+            self._priorities = sorted(self._queues)  # a sorted list is a heap
 
     def _class_of(self, request: Request) -> int:
         return request.priority if self._by_priority else 0
@@ -185,38 +187,40 @@ class PrefixGroupQueue(RequestQueue):
             return (request.arrival_time, request.request_id)
         return next(serial)
 
-    def _line_for(self, request: Request) -> AdmissionLine[Request]:
+    def _queue_for(self, request: Request) -> GroupQueue[Request]:
         priority = self._class_of(request)
-        line = self._lines.get(priority)
-        if line is None:
-            line = self._lines[priority] = self._new_line()
+        group_queue = self._queues.get(priority)
+        if group_queue is None:
+            group_queue = self._queues[priority] = self._new_queue()
             if self._expect is not None:
-                line.expect = self._expect
+                group_queue.expect = self._expect
             if self._pool is not None:
-                self._pool.watch(line.recall, urgency=(priority, 0))
-                self._pool.watch(line.forest, urgency=(priority, 1), open_node=line.open_node)
+                self._pool.watch(group_queue.requeued, urgency=(priority, 0))
+                self._pool.watch(
+                    group_queue.forest, urgency=(priority, 1), open_node=group_queue.open_node
+                )
             if priority not in self._listed:
                 self._listed.add(priority)
                 heapq.heappush(self._priorities, priority)
-        return line
+        return group_queue
 
-    def _first_line(self) -> AdmissionLine[Request]:
-        """The line of the most urgent priority that has anybody waiting."""
+    def _most_urgent(self) -> GroupQueue[Request]:
+        """The queue of the most urgent priority that has anybody waiting."""
         if not self._num_waiting:
             raise IndexError("peek from an empty queue")
         if not self._by_priority:
-            return self._lines[0]
+            return self._queues[0]
         while True:
-            line = self._lines.get(self._priorities[0])
-            if line:
-                return line
+            group_queue = self._queues.get(self._priorities[0])
+            if group_queue:
+                return group_queue
             self._listed.discard(heapq.heappop(self._priorities))
 
     def check_integrity(self) -> None:
         """Raise AssertionError where a structural promise is broken. O(n)."""
-        for priority, line in self._lines.items():
-            line.check_integrity()
+        for priority, group_queue in self._queues.items():
+            group_queue.check_integrity()
             assert priority in self._listed, "a priority is not in the heap"
         assert self._listed == set(self._priorities), "the heap and its index disagree"
-        assert sum(map(len, self._lines.values())) == self._num_waiting, "a request went missing"
+        assert sum(map(len, self._queues.values())) == self._num_waiting, "a request went missing"
         assert self._head is None or self._head in self, "the head does not wait here"

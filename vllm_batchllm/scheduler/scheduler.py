@@ -179,7 +179,7 @@ class PrefixGroupMixin(Scheduler):
 
     def _make_step_budget(self, platform: str) -> StepBudget:
         config = self.batchllm_config
-        # By priority there may be as many lines to add up in each step as requests that wait.
+        # By priority there may be as many queues to add up in each step as requests that wait.
         is_one_line = self.policy == SchedulingPolicy.FCFS
         can_split = is_one_line and bool(self.scheduler_config.enable_chunked_prefill)
         spreads = can_split and config.spread_prefills and config.admission_rule == "future"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefix_trie_oracle import Item, OrderOracle
 
-from vllm_batchllm.ordering.group_queue import AdmissionLine
+from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.policies import (
     PATIENCE,
     DecodeRatio,
@@ -36,7 +36,7 @@ operations = st.lists(
 @settings(max_examples=400)
 @given(steps=operations)
 def test_order_equals_brute_force_under_any_mix_of_operations(order, steps) -> None:
-    line: AdmissionLine[Item] = AdmissionLine(order, block_size=4)
+    line: GroupQueue[Item] = GroupQueue(order, block_size=4)
     oracle = OrderOracle(ratio=order.name == "decode-ratio")
     waiting: list[Item] = []
     last_popped: Item | None = None
@@ -50,8 +50,8 @@ def test_order_equals_brute_force_under_any_mix_of_operations(order, steps) -> N
             num_tokens_before += item.num_tokens
             waiting.append(item)
         elif operation == "give back" and last_popped is not None:
-            line.give_back(last_popped, -serial)
-            oracle.give_back(last_popped)
+            line.requeue(last_popped, -serial)
+            oracle.requeue(last_popped)
             waiting.append(last_popped)
             last_popped = None
         elif operation == "abort" and waiting:
@@ -79,7 +79,7 @@ def test_order_equals_brute_force_under_any_mix_of_operations(order, steps) -> N
 
 @given(st.lists(paths, max_size=25))
 def test_iteration_foretells_the_order_of_pops(path_list) -> None:
-    line: AdmissionLine[Item] = AdmissionLine(DepthFirst(), block_size=4)
+    line: GroupQueue[Item] = GroupQueue(DepthFirst(), block_size=4)
     for number, path in enumerate(path_list):
         line.add(Item(number, path), number)
     foretold = list(line)
@@ -91,7 +91,7 @@ def test_iteration_foretells_the_order_of_pops(path_list) -> None:
 
 @given(st.lists(st.integers(0, 10**6), unique=True, max_size=20))
 def test_with_nothing_shared_the_order_is_that_of_arrival(firsts) -> None:
-    line: AdmissionLine[Item] = AdmissionLine(DepthFirst(), block_size=4)
+    line: GroupQueue[Item] = GroupQueue(DepthFirst(), block_size=4)
     items = [Item(n, (first,) if n % 3 else ()) for n, first in enumerate(firsts)]
     for item in items:
         line.add(item, item.name)
@@ -99,7 +99,7 @@ def test_with_nothing_shared_the_order_is_that_of_arrival(firsts) -> None:
 
 
 def test_short_first_serves_the_shortest_and_then_what_shares_with_it() -> None:
-    line: AdmissionLine[Item] = AdmissionLine(ShortFirst(), block_size=4)
+    line: GroupQueue[Item] = GroupQueue(ShortFirst(), block_size=4)
     long, short, lone, mate = Item(0, (1,) * 6), Item(1, (2, 2)), Item(2, ()), Item(3, (2,) * 9)
     for item in (long, short, lone, mate):
         line.add(item, item.name)
@@ -109,7 +109,7 @@ def test_short_first_serves_the_shortest_and_then_what_shares_with_it() -> None:
 
 def test_short_first_keeps_nobody_waiting_for_ever() -> None:
     """Shorter ones keep coming; they go first until they have brought PATIENCE times its size."""
-    line: AdmissionLine[Item] = AdmissionLine(ShortFirst(), block_size=4)
+    line: GroupQueue[Item] = GroupQueue(ShortFirst(), block_size=4)
     long = Item(-1, (0, 0, 0))
     line.add(long, -1)
     num_tokens_before = 0
@@ -125,7 +125,7 @@ def test_short_first_keeps_nobody_waiting_for_ever() -> None:
 
 
 def test_an_arrival_joins_the_open_group() -> None:
-    line: AdmissionLine[Item] = AdmissionLine(DepthFirst(), block_size=4)
+    line: GroupQueue[Item] = GroupQueue(DepthFirst(), block_size=4)
     a1, b1, a2 = Item(0, (1, 1)), Item(1, (2, 1)), Item(2, (1, 2))
     line.add(a1, 0)
     line.add(b1, 1)
@@ -141,7 +141,7 @@ def test_an_arrival_joins_the_open_group() -> None:
 
 def test_who_waited_too_long_is_next_and_its_group_follows() -> None:
     now = 0.0
-    line: AdmissionLine[Item] = AdmissionLine(
+    line: GroupQueue[Item] = GroupQueue(
         DepthFirst(), block_size=4, max_wait_s=10.0, clock=lambda: now
     )
     group_a = [Item(n, (1, n)) for n in range(3)]

@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefix_trie_oracle import Item
 
-from vllm_batchllm.ordering.group_queue import AdmissionLine
-from vllm_batchllm.ordering.planned_group_queue import REPLANNING_SHARE, PlannedLine, line_for
+from vllm_batchllm.ordering.group_queue import GroupQueue
+from vllm_batchllm.ordering.planned_group_queue import (
+    REPLANNING_SHARE,
+    PlannedGroupQueue,
+    queue_class_for,
+)
 from vllm_batchllm.ordering.policies import ORDERS as KNOWN
 from vllm_batchllm.ordering.policies import ExactGroups, Paper, make_order
 from vllm_batchllm.prefix.forest import PrefixForest
@@ -36,14 +40,14 @@ operations = st.lists(
 )
 
 
-def line_of(order: Any, items: list[Item], **options: Any) -> PlannedLine[Item]:
-    line: PlannedLine[Item] = PlannedLine(order, block_size=4, **options)
+def line_of(order: Any, items: list[Item], **options: Any) -> PlannedGroupQueue[Item]:
+    line: PlannedGroupQueue[Item] = PlannedGroupQueue(order, block_size=4, **options)
     for rank, item in enumerate(items):
         line.add(item, rank)
     return line
 
 
-def serve(line: PlannedLine[Item]) -> Item:
+def serve(line: PlannedGroupQueue[Item]) -> Item:
     item = line.peek()
     line.remove(item, admitted=True)
     line.check_integrity()
@@ -51,7 +55,7 @@ def serve(line: PlannedLine[Item]) -> Item:
 
 
 class PlanOracle:
-    """What :class:`PlannedLine` promises, with lists that are searched and made anew."""
+    """What :class:`PlannedGroupQueue` promises, with lists that are searched and made anew."""
 
     def __init__(self, order: Any, max_wait_s: float | None) -> None:
         self.order, self.max_wait_s, self.now = order, max_wait_s, 0
@@ -148,7 +152,7 @@ def test_order_equals_brute_force_under_any_mix_of_operations(order, max_wait_s,
             oracle.add(item, serial)
             waiting.append(item)
         elif operation == "give back" and last_popped is not None:
-            line.give_back(last_popped, -serial)
+            line.requeue(last_popped, -serial)
             oracle.returned.insert(0, last_popped)
             waiting.append(last_popped)
             last_popped = None
@@ -324,11 +328,11 @@ def test_one_who_left_and_came_back_is_an_arrival() -> None:
 
 
 def test_only_orders_that_make_groups_are_served_by_a_plan() -> None:
-    lines = {name: line_for(make_order(name)) for name in KNOWN}
+    lines = {name: queue_class_for(make_order(name)) for name in KNOWN}
     assert lines == {
-        "dfs": AdmissionLine,
-        "decode-ratio": AdmissionLine,
-        "short-first": AdmissionLine,
-        "paper": PlannedLine,
-        "exact-groups": PlannedLine,
+        "dfs": GroupQueue,
+        "decode-ratio": GroupQueue,
+        "short-first": GroupQueue,
+        "paper": PlannedGroupQueue,
+        "exact-groups": PlannedGroupQueue,
     }
