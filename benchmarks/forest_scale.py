@@ -39,7 +39,7 @@ from hashed_requests import (
     nested_requests,
 )
 
-from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool
+from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
 from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.planned_group_queue import queue_class_for
 from vllm_batchllm.ordering.policies import ORDERS, make_order
@@ -91,7 +91,7 @@ def plan_by_line(requests: Sequence[PlannedRequest], order: str, block_size: int
 
 def plan_by_queue(requests: Sequence[Any], order: str, block_size: int) -> Planning:
     """Through the scheduler's queue, with a block pool that follows every change."""
-    pool = GlobalPrefixBlockPool(2, True, block_size)
+    pool = PrefixAwareBlockPool(2, True, block_size)
     queue = PrefixGroupQueue(make_order(order), block_size, pool=pool)
 
     def insert() -> None:

@@ -182,4 +182,4 @@ def _num_needed_evicted(scheduler: Any) -> int | None:
     """None where the pool is not told who waits."""
     if getattr(scheduler.waiting, "_pool", None) is None:
         return None
-    return int(scheduler.kv_cache_manager.block_pool.num_needed_blocks_evicted)
+    return int(scheduler.kv_cache_manager.block_pool.num_needed_evicted)

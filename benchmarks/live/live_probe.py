@@ -108,7 +108,7 @@ def _sizes(scheduler: Any) -> dict[str, int]:
         + sum(len(line._heap) for line in ranked),
         "priorities": len(queue._priorities),
         "levels": len(queue.levels),
-        "filed_blocks": len(pool._future.filed),
+        "filed_blocks": len(pool._demand.filed),
         "origin_lists": len(lists),
         "origin_hashes": sum(map(len, lists.values())),
     }

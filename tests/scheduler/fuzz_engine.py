@@ -173,7 +173,7 @@ class FuzzEngine:
         With a step in flight, tokens come for a request that has just been preempted; the block
         that they may fill is known when the request is looked at next.
         """
-        kept = set(pool._future.filed)
+        kept = set(pool._demand.filed)
         num_late = 1 + self.scheduler.num_spec_tokens if self.is_async else 0
         assert kept <= needed_blocks(pool, waiting_hashes(self.scheduler)), "kept for nobody"
         needed = needed_blocks(pool, waiting_hashes(self.scheduler, num_late))
@@ -205,7 +205,7 @@ class FuzzEngine:
         self.books.check_all_have_ended()
         assert not scheduler.requests and not self.num_blocks_held(), "something is left"
         assert not scheduler.deferred_waiting and not scheduler.waiting.levels
-        assert not pool._future.filed and not self.worker.transfers
+        assert not pool._demand.filed and not self.worker.transfers
         for line in scheduler.waiting._queues.values():
             assert not line and not line._waiting_since
             for forest in (line.forest, line.requeued):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedulers on ``GlobalPrefixBlockPool``, on KV configs of several kinds of groups."""
+"""Schedulers on ``PrefixAwareBlockPool``, on KV configs of several kinds of groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from vllm_batchllm.kv_cache.block_pool import installed_pool
+from vllm_batchllm.kv_cache.block_pool import installed_block_pool
 from vllm_batchllm.ordering.group_queue import shares_prefixes
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
@@ -75,7 +75,7 @@ class BlindScheduler(Scheduler):
     """vLLM's scheduler on our pool, which is told nothing of who waits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with installed_pool():
+        with installed_block_pool():
             super().__init__(*args, **kwargs)
 
 

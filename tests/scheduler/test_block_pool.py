@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What GlobalPrefixBlockPool keeps, lets go, and gives up, one promise at a time."""
+"""What PrefixAwareBlockPool keeps, lets go, and gives up, one promise at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool, installed_pool
+from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool, installed_block_pool
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
@@ -99,10 +99,10 @@ def test_the_group_served_last_is_given_up_first_tail_before_head(llama) -> None
     pool = pool_of(scheduler)
     num_unneeded = pool.get_num_free_blocks() - len(kept)
     pool.get_new_blocks(num_unneeded)
-    assert pool.num_needed_blocks_evicted == 0
-    assert pool.num_blocks_freed_as_garbage == 1, "the last block of [3] * 12"
+    assert pool.num_needed_evicted == 0
+    assert pool.num_unneeded_evicted == 1, "the last block of [3] * 12"
     pool.get_new_blocks(3)
-    assert pool.num_needed_blocks_evicted == 3
+    assert pool.num_needed_evicted == 3
     assert cached_ids(scheduler, waiting[2]) == [None, None]
     assert cached_ids(scheduler, waiting[1]) == [*first[:2], None]
     pool.check_integrity()
@@ -124,7 +124,7 @@ def test_a_preempted_request_finds_its_blocks_again(llama) -> None:
             if cls is BatchLLMScheduler and preempted:
                 (request,) = preempted
                 assert request in scheduler.waiting
-                filed = pool_of(scheduler)._future.filed
+                filed = pool_of(scheduler)._demand.filed
                 kept = [b for b in cached_ids(scheduler, request) if b is not None]
                 assert kept and set(kept) == set(filed)
             scheduler.update_from_output(output, model_output(scheduler, output))
@@ -174,13 +174,13 @@ def test_only_the_copy_that_would_be_hit_is_kept(llama) -> None:
     (request,) = wait(scheduler, [[1] * 9])
     pool = pool_of(scheduler)
     kept = cached_ids(scheduler, request)
-    assert set(pool._future.filed) == set(kept)
+    assert set(pool._demand.filed) == set(kept)
     copies = [b.block_id for b in pool.blocks if b.block_hash == pool.blocks[kept[1]].block_hash]
     assert len(copies) == 2
     pool.evict_blocks({kept[1]})
     (other,) = set(copies) - {kept[1]}
     assert cached_ids(scheduler, request) == [kept[0], other]
-    assert set(pool._future.filed) == {kept[0], other}
+    assert set(pool._demand.filed) == {kept[0], other}
     pool.check_integrity()
 
 
@@ -193,8 +193,8 @@ def test_a_window_is_kept_though_the_blocks_before_it_are_gone(llama) -> None:
     pool.evict_blocks(set(window[:-2]))
     (request,) = wait(scheduler, [[1] * 41])
     assert cached_ids(scheduler, request, group=1)[0] is None
-    assert set(window[-2:]) <= set(pool._future.filed)
-    assert set(pool._future.filed) == needed_blocks(pool, waiting_hashes(scheduler))
+    assert set(window[-2:]) <= set(pool._demand.filed)
+    assert set(pool._demand.filed) == needed_blocks(pool, waiting_hashes(scheduler))
     assert scheduler.schedule().num_scheduled_tokens["0"] == 1, "40 of 41 tokens are hits"
 
 
@@ -204,7 +204,7 @@ def test_a_reset_forgets_what_was_kept(llama) -> None:
         serve(arm, [[1] * 20, [2] * 20])
         wait(arm, [[1] * 21])
         assert arm.reset_prefix_cache()
-    assert not pool_of(scheduler)._future.filed
+    assert not pool_of(scheduler)._demand.filed
     assert free_ids(scheduler) == free_ids(stock)
     pool_of(scheduler).check_integrity()
     assert run_to_end(scheduler) == ["0"]
@@ -217,16 +217,16 @@ def test_a_reset_that_fails_changes_nothing(llama) -> None:
     scheduler.schedule()
     (request,) = requests([[1] * 21], first=7)
     scheduler.add_request(request)
-    kept = dict(pool_of(scheduler)._future.filed)
+    kept = dict(pool_of(scheduler)._demand.filed)
     assert kept and not scheduler.reset_prefix_cache()
-    assert pool_of(scheduler)._future.filed == kept
+    assert pool_of(scheduler)._demand.filed == kept
 
 
 class BarePool:
     """A pool of our kind without a scheduler; one request of four hashes, blocks of two."""
 
     def __init__(self) -> None:
-        self.pool: Any = GlobalPrefixBlockPool(8, True, hash_block_size=4)
+        self.pool: Any = PrefixAwareBlockPool(8, True, hash_block_size=4)
         self.forest: PrefixForest[str] = PrefixForest(4)
         self.pool.watch(self.forest)
         self.request: Any = SimpleNamespace(block_hashes=[bytes([n]) * 32 for n in range(4)])
@@ -244,7 +244,7 @@ class BarePool:
     def is_kept(self) -> bool:
         self.pool.free_blocks([self.block])
         self.pool.check_integrity()
-        return self.block.block_id in self.pool._future.filed
+        return self.block.block_id in self.pool._demand.filed
 
 
 @pytest.mark.parametrize(
@@ -292,11 +292,11 @@ def test_a_hash_list_that_was_cut_is_not_trusted() -> None:
 
 
 def test_the_substitution_ends_with_the_block_it_is_made_for(llama) -> None:
-    with pytest.raises(RuntimeError, match="built badly"), installed_pool():
-        assert kv_cache_coordinator.BlockPool is GlobalPrefixBlockPool
+    with pytest.raises(RuntimeError, match="built badly"), installed_block_pool():
+        assert kv_cache_coordinator.BlockPool is PrefixAwareBlockPool
         raise RuntimeError("built badly")
     assert kv_cache_coordinator.BlockPool is BlockPool
-    assert type(pool_of(build(llama))) is GlobalPrefixBlockPool
+    assert type(pool_of(build(llama))) is PrefixAwareBlockPool
     assert kv_cache_coordinator.BlockPool is BlockPool
 
 
@@ -308,4 +308,4 @@ def test_prefix_caching_off_is_vllms_pool_in_all_but_name(llama) -> None:
         scheduler.add_request(request)
     assert run_to_end(scheduler) == ["0", "1"]
     pool_of(scheduler).check_integrity()
-    assert pool_of(scheduler).num_blocks_freed_as_garbage == 0
+    assert pool_of(scheduler).num_unneeded_evicted == 0

@@ -142,12 +142,12 @@ class KeepingPromise(SchedulerMachine):
     def checked_give_up(self, num_blocks: int) -> list[Any]:
         """No needed block is given up while a free one without future uses exists."""
         needed = needed_blocks(self.pool, waiting_hashes(self.scheduler))
-        num_lost = self.pool.num_needed_blocks_evicted
+        num_lost = self.pool.num_needed_evicted
         num_unneeded = self.pool.get_num_free_blocks() - len(needed)
         taken: list[Any] = self.give_up(num_blocks)
         lost = {block.block_id for block in taken} & needed
         assert len(lost) == max(num_blocks - num_unneeded, 0)
-        assert self.pool.num_needed_blocks_evicted == num_lost + len(lost)
+        assert self.pool.num_needed_evicted == num_lost + len(lost)
         return taken
 
     def check(self) -> None:
@@ -157,7 +157,7 @@ class KeepingPromise(SchedulerMachine):
         if admission is not None:
             admission.check_integrity({r.request_id for r in self.scheduler.running})
         needed = needed_blocks(self.pool, waiting_hashes(self.scheduler))
-        assert set(self.pool._future.filed) == needed
+        assert set(self.pool._demand.filed) == needed
         if not self.scheduler.requests:
             assert self.pool.get_num_free_blocks() == NUM_BLOCKS - 1
 

@@ -130,7 +130,7 @@ def test_a_waiting_request_does_not_keep_the_blocks_of_another_salt(llama) -> No
     scheduler.add_request(salted(0, "a", prompt))
     while scheduler.has_unfinished_requests():
         watch.step()
-    filed = scheduler.kv_cache_manager.block_pool._future.filed
+    filed = scheduler.kv_cache_manager.block_pool._demand.filed
     scheduler.add_request(salted(1, "b", prompt))
     assert not filed, "what tenant a left is kept for tenant b"
     scheduler.add_request(salted(2, "a", prompt))

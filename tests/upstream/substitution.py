@@ -133,17 +133,17 @@ def _of_any_mode(base: type) -> type:
 
 def _install_memory() -> None:
     """Pool and gate for tests that build them without a scheduler."""
-    from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool
+    from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
     from vllm_batchllm.scheduler.kv_cache_manager import GatedKVCacheManager
 
     stock_pool = _get("vllm.v1.core.block_pool", "BlockPool")
 
     def pool(num_gpu_blocks: int, enable_caching: bool, *args: Any, **kwargs: Any) -> Any:
         """As in our schedulers: with prefix caching off, everything is vLLM's."""
-        chosen = GlobalPrefixBlockPool if enable_caching else stock_pool
+        chosen = PrefixAwareBlockPool if enable_caching else stock_pool
         return chosen(num_gpu_blocks, enable_caching, *args, **kwargs)
 
-    _set("vllm.v1.core.block_pool", "BlockPool", GlobalPrefixBlockPool)
+    _set("vllm.v1.core.block_pool", "BlockPool", PrefixAwareBlockPool)
     _set("vllm.v1.core.kv_cache_coordinator", "BlockPool", pool)
     _set("vllm.v1.core.kv_cache_manager", "KVCacheManager", GatedKVCacheManager)
 

@@ -12,7 +12,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from vllm_batchllm.kv_cache.retained_blocks import Filed, Shelves
+from vllm_batchllm.kv_cache.retained_blocks import BlockLocation, RetainedBlocks
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.node import PrefixNode
 
@@ -20,8 +20,8 @@ T = TypeVar("T", bound=Hashable)
 Urgency = Any  # totally ordered; smaller is served earlier
 
 
-class Keeper(Protocol):
-    """Moves blocks when the future changes. Positions count block hashes from the start."""
+class DemandListener(Protocol):
+    """Moves blocks when demand changes. Positions count block hashes from the start."""
 
     def on_needed(self, hashes: Sequence[Hashable], start: int, end: int) -> None:
         """``hashes[start:end]`` are needed from now on, or more urgently than before."""
@@ -38,13 +38,13 @@ class WatchedForest(Generic[T]):
         forest: PrefixForest[T],
         urgency: Urgency,
         open_node: Callable[[], PrefixNode[T] | None],
-        keeper: Keeper,
-        filed: dict[int, Filed],
+        listener: DemandListener,
+        filed: dict[int, BlockLocation],
     ) -> None:
         self.forest = forest
         self.urgency = urgency
-        self.shelves: Shelves[T] = Shelves(forest, open_node, filed)
-        self._keeper = keeper
+        self.retained_blocks: RetainedBlocks[T] = RetainedBlocks(forest, open_node, filed)
+        self._listener = listener
         self._walked: Sequence[Hashable] | None = None
         self._num_walked = self._num_needed = 0
         self._path: list[PrefixNode[T]] = []
@@ -69,28 +69,28 @@ class WatchedForest(Generic[T]):
     def on_new_run(self, node: PrefixNode[Any]) -> None:
         """Blocks of the run may be cached already: have them filed."""
         self._forget_walk()
-        self._keeper.on_needed(node.hashes, node.start, node.end)
+        self._listener.on_needed(node.hashes, node.start, node.end)
 
     def on_split(self, upper: PrefixNode[Any], lower: PrefixNode[Any]) -> None:
         """Divide what was filed at the run."""
         self._forget_walk()
-        self.shelves.split(upper, lower)
+        self.retained_blocks.split(upper, lower)
 
     def on_removed(self, node: PrefixNode[Any]) -> None:
         """Let go of what was filed at the node."""
         self._forget_walk()
-        if node.shelf is not None:
-            self._keeper.on_less_needed(node.shelf.block_ids())
+        if node.retained is not None:
+            self._listener.on_less_needed(node.retained.block_ids())
 
     def on_reordered(self, node: PrefixNode[Any]) -> None:
         """Keep the order of giving up in step with the order of service."""
-        self.shelves.reorder(node)
+        self.retained_blocks.reorder(node)
 
     def _forget_walk(self) -> None:
         self._walked = None
 
 
-class Future:
+class BlockDemand:
     """All forests of waiting requests, the most urgent first.
 
     A block is filed in the most urgent forest that needs it. Asking costs one dictionary look-up
@@ -99,9 +99,9 @@ class Future:
     filed: where each needed free block is, by block id.
     """
 
-    def __init__(self, keeper: Keeper) -> None:
-        self.filed: dict[int, Filed] = {}
-        self._keeper = keeper
+    def __init__(self, listener: DemandListener) -> None:
+        self.filed: dict[int, BlockLocation] = {}
+        self._listener = listener
         self._watched: list[WatchedForest[Any]] = []
 
     def __bool__(self) -> bool:
@@ -117,7 +117,7 @@ class Future:
         urgency: Urgency = 0,
         open_node: Callable[[], PrefixNode[T] | None] = lambda: None,
     ) -> None:
-        """Count what waits in ``forest`` as future use, from now on.
+        """Count what waits in ``forest`` as demand, from now on.
 
         Args:
             forest: has no observer and is empty.
@@ -133,7 +133,7 @@ class Future:
             raise ValueError(
                 f"{len(forest)} requests wait in this forest; watch it before the first arrives"
             )
-        watched = WatchedForest(forest, urgency, open_node, self._keeper, self.filed)
+        watched = WatchedForest(forest, urgency, open_node, self._listener, self.filed)
         forest.observer = watched
         insort(self._watched, watched)
 
@@ -147,43 +147,43 @@ class Future:
             if watched.forest is forest:
                 del self._watched[index]
                 forest.observer = None
-                self._keeper.on_less_needed(list(watched.shelves.in_order()))
+                self._listener.on_less_needed(list(watched.retained_blocks.in_order()))
                 return
         raise ValueError("this forest is not watched")
 
     def find(
         self, hashes: Sequence[Hashable], position: int
-    ) -> tuple[Shelves[Any], PrefixNode[Any]] | None:
+    ) -> tuple[RetainedBlocks[Any], PrefixNode[Any]] | None:
         """Where a block with hash ``hashes[position]`` belongs; None if nobody waits for it."""
         for watched in self._watched:
             node = watched.find(hashes, position)
             if node is not None:
-                return watched.shelves, node
+                return watched.retained_blocks, node
         return None
 
     def last(self) -> int:
         """The filed block that is needed last. Raises IndexError if none is filed."""
         for watched in reversed(self._watched):
-            shelves = watched.shelves
-            if shelves:
-                last: int = shelves.last()
+            retained_blocks = watched.retained_blocks
+            if retained_blocks:
+                last: int = retained_blocks.last()
                 return last
         raise IndexError("no needed block is free")
 
     def take(self, block_id: int) -> None:
-        """Remove a block from its shelf. Raises KeyError if it is on none."""
-        self.filed[block_id].shelf.shelves.take(block_id)
+        """Remove a block from where it is filed. Raises KeyError if it is nowhere."""
+        self.filed[block_id].retained.retained_blocks.take(block_id)
 
     def in_order(self) -> Iterator[int]:
         """All filed blocks, the one needed last first; read-only, O(n log n)."""
         for watched in reversed(self._watched):
-            yield from watched.shelves.in_order()
+            yield from watched.retained_blocks.in_order()
 
     def check_integrity(self) -> None:
         """Raise AssertionError where a structural promise is broken. O(size of the forests)."""
         listed = list(self.in_order())
         assert len(listed) == len(set(listed)), "a block is filed twice"
-        assert set(listed) == set(self.filed), "shelves and index disagree"
+        assert set(listed) == set(self.filed), "retained blocks and index disagree"
         for watched in self._watched:
             assert watched.forest.observer is watched, "a forest has lost its observer"
-            watched.shelves.check_integrity()
+            watched.retained_blocks.check_integrity()

@@ -23,8 +23,8 @@ from vllm.v1.core.kv_cache_utils import (
 from vllm.v1.request import Request
 
 from vllm_batchllm.compat.patching import substituted
-from vllm_batchllm.kv_cache.block_demand import Future, Urgency
-from vllm_batchllm.kv_cache.free_queue import Place, ZonedFreeList
+from vllm_batchllm.kv_cache.block_demand import BlockDemand, Urgency
+from vllm_batchllm.kv_cache.free_queue import Place, ZonedFreeQueue
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.node import PrefixNode
 
@@ -40,7 +40,7 @@ class Origin(NamedTuple):
     hash: Hashable
 
 
-class GlobalPrefixBlockPool(BlockPool):
+class PrefixAwareBlockPool(BlockPool):
     """Gives up blocks that nobody waits for before those that somebody does.
 
     Takes what vLLM's pool takes. While no watched forest holds a request, the order in which
@@ -48,30 +48,30 @@ class GlobalPrefixBlockPool(BlockPool):
     forest, and if it is the copy that vLLM would hit (copies of a hash can only be of use once
     the first is gone). Needed blocks are given up last, the one needed soonest last of all.
 
-    For a block the cost of this is O(1) amortised; see :class:`ZonedFreeList` and
-    :class:`Future` for what is not. An arrival looks up those of its hashes that are new in the
+    For a block the cost of this is O(1) amortised; see :class:`ZonedFreeQueue` and
+    :class:`BlockDemand` for what is not. An arrival looks up those of its hashes that are new in the
     forest, unless nothing is cached. Not only up to the first miss: sliding-window and Mamba
     groups cache runs with holes.
     """
 
-    free_block_queue: ZonedFreeList
+    free_block_queue: ZonedFreeQueue
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._origins: list[tuple[Origin, ...]] = [()] * self.num_gpu_blocks
         self._num_groups = 0
-        self._future = Future(self)
-        self.free_block_queue = ZonedFreeList(
-            self.free_block_queue.get_all_free_blocks(), self.blocks, self._future, self._place_of
+        self._demand = BlockDemand(self)
+        self.free_block_queue = ZonedFreeQueue(
+            self.free_block_queue.get_all_free_blocks(), self.blocks, self._demand, self._place_of
         )
 
     @property
-    def num_blocks_freed_as_garbage(self) -> int:
+    def num_unneeded_evicted(self) -> int:
         """Cached blocks given up so far that nobody waited for."""
-        return self.free_block_queue.num_garbage
+        return self.free_block_queue.num_unneeded_evicted
 
     @property
-    def num_needed_blocks_evicted(self) -> int:
+    def num_needed_evicted(self) -> int:
         """Blocks given up so far although somebody waited for them."""
         return self.free_block_queue.num_needed_lost
 
@@ -81,12 +81,12 @@ class GlobalPrefixBlockPool(BlockPool):
         urgency: Urgency = 0,
         open_node: Callable[[], PrefixNode[Any] | None] = lambda: None,
     ) -> None:
-        """Keep what waits in ``forest``; arguments and errors as :meth:`Future.watch`."""
-        self._future.watch(forest, urgency, open_node)
+        """Keep what waits in ``forest``; arguments and errors as :meth:`BlockDemand.watch`."""
+        self._demand.watch(forest, urgency, open_node)
 
     def unwatch(self, forest: PrefixForest[Any]) -> None:
         """Stop keeping what waits in ``forest``. Raises ValueError if it is not watched."""
-        self._future.unwatch(forest)
+        self._demand.unwatch(forest)
 
     def cache_full_blocks(
         self,
@@ -142,7 +142,7 @@ class GlobalPrefixBlockPool(BlockPool):
         if not super().reset_prefix_cache():
             return False
         self._origins = [()] * self.num_gpu_blocks
-        self.on_less_needed(list(self._future.filed))
+        self.on_less_needed(list(self._demand.filed))
         return True
 
     def on_needed(self, hashes: Sequence[Hashable], start: int, end: int) -> None:
@@ -171,7 +171,7 @@ class GlobalPrefixBlockPool(BlockPool):
         if not (was_cached or removed):
             return removed
         self._origins[block.block_id] = ()
-        if self._future:
+        if self._demand:
             self.free_block_queue.refile(block)
             for key in removed:
                 copy = self.cached_block_hash_to_block.get_one_block(key)
@@ -209,7 +209,7 @@ class GlobalPrefixBlockPool(BlockPool):
         for hashes, position, own_hash in self._origins[block.block_id]:
             if position >= len(hashes) or hashes[position] != own_hash:
                 continue
-            found = self._future.find(hashes, position)
+            found = self._demand.find(hashes, position)
             if found is not None and self._is_hit(block, own_hash):
                 return (*found, position)
         return None
@@ -223,12 +223,12 @@ class GlobalPrefixBlockPool(BlockPool):
         """Raise AssertionError where a structural promise is broken. O(pool and forests)."""
         free_list = self.free_block_queue
         free_list.check_integrity()
-        self._future.check_integrity()
+        self._demand.check_integrity()
         for block in self.blocks:
             if block.is_null:
                 continue
             assert free_list.is_free(block) == (block.ref_cnt == 0), "free, but in use"
-            filed = self._future.filed.get(block.block_id)
+            filed = self._demand.filed.get(block.block_id)
             if block.ref_cnt:
                 continue
             place = self._place_of(block)
@@ -236,12 +236,12 @@ class GlobalPrefixBlockPool(BlockPool):
                 assert place is None, f"{block} is needed, but not filed"
             else:
                 assert place is not None, f"{block} is filed, but not needed"
-                assert filed == (place[1].shelf, place[2]), f"{block} is filed at another node"
+                assert filed == (place[1].retained, place[2]), f"{block} is filed at another node"
         for block_id, origins in enumerate(self._origins):
             has_hash = self.blocks[block_id].block_hash is not None
             assert has_hash or not origins, "an origin without a hash"
 
 
-def installed_pool() -> AbstractContextManager[None]:
-    """Let KV cache coordinators that are built inside use :class:`GlobalPrefixBlockPool`."""
-    return substituted(kv_cache_coordinator, "BlockPool", GlobalPrefixBlockPool)
+def installed_block_pool() -> AbstractContextManager[None]:
+    """Let KV cache coordinators that are built inside use :class:`PrefixAwareBlockPool`."""
+    return substituted(kv_cache_coordinator, "BlockPool", PrefixAwareBlockPool)

@@ -15,29 +15,29 @@ from itertools import chain, dropwhile, islice
 
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
-from vllm_batchllm.kv_cache.block_demand import Future
-from vllm_batchllm.kv_cache.retained_blocks import Shelves
+from vllm_batchllm.kv_cache.block_demand import BlockDemand
+from vllm_batchllm.kv_cache.retained_blocks import RetainedBlocks
 from vllm_batchllm.prefix.node import PrefixNode
 
-Place = tuple[Shelves[object], PrefixNode[object], int]
-"""Where a needed block is filed: shelves, node, position of its hash."""
+Place = tuple[RetainedBlocks[object], PrefixNode[object], int]
+"""Where a needed block is filed: whose retained blocks, which node, position of its hash."""
 
 
-class ZonedFreeList(FreeKVCacheBlockQueue):
+class ZonedFreeQueue(FreeKVCacheBlockQueue):
     """Free blocks in the order in which they are given up; takes the place of vLLM's list.
 
     Args:
         blocks: all free blocks, in order.
         blocks_by_id: every block of the pool.
-        future: who waits for what.
+        demand: who waits for what.
         place_of: where a block that is being freed belongs, or None if nobody needs it.
 
     A block is *listed* (in vLLM's linked list), *late* (it was needed, and no longer is; in a
     heap by serial number, because it does not belong to an end of the list), or *filed* (needed;
-    on a shelf of ``future``). Everything is O(1) but for late blocks, O(log n), and for giving up
+    filed by ``demand``). Everything is O(1) but for late blocks, O(log n), and for giving up
     a needed one, O(depth * log children).
 
-    num_garbage: cached blocks given up that nobody waited for.
+    num_unneeded_evicted: cached blocks given up that nobody waited for.
     num_needed_lost: blocks given up although somebody waited for them.
     """
 
@@ -45,14 +45,14 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
         self,
         blocks: list[KVCacheBlock],
         blocks_by_id: list[KVCacheBlock],
-        future: Future,
+        demand: BlockDemand,
         place_of: Callable[[KVCacheBlock], Place | None],
     ) -> None:
         super().__init__(blocks)
-        self.num_garbage = 0
+        self.num_unneeded_evicted = 0
         self.num_needed_lost = 0
         self._blocks = blocks_by_id
-        self._future = future
+        self._demand = demand
         self._place_of = place_of
         self._serials = [0] * len(blocks_by_id)
         self._first_serial = self._next_serial = 0
@@ -65,7 +65,7 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
         return (
             block.next_free_block is not None
             or block.block_id in self._late
-            or block.block_id in self._future.filed
+            or block.block_id in self._demand.filed
         )
 
     def popleft(self) -> KVCacheBlock:
@@ -78,16 +78,16 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
         """Take the first ``n`` blocks. Raises ValueError when there are fewer."""
         if n > self.num_free_blocks:
             raise ValueError(f"{n} blocks wanted, {self.num_free_blocks} are free")
-        num_unneeded = self.num_free_blocks - len(self._future.filed)
+        num_unneeded = self.num_free_blocks - len(self._demand.filed)
         if not self._late and n <= num_unneeded:
             taken: list[KVCacheBlock] = super().popleft_n(n)
         else:
             taken = [self._pop_unneeded() for _ in range(min(n, num_unneeded))]
         for block in taken:
             if block.block_hash is not None:
-                self.num_garbage += 1
+                self.num_unneeded_evicted += 1
         for _ in range(n - len(taken)):
-            block = self._blocks[self._future.last()]
+            block = self._blocks[self._demand.last()]
             self.remove(block)
             taken.append(block)
             self.num_needed_lost += 1
@@ -95,8 +95,8 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
 
     def remove(self, block: KVCacheBlock) -> None:
         """Take ``block`` out of whatever zone it is in. Raises RuntimeError if it is in none."""
-        if block.block_id in self._future.filed:
-            self._future.take(block.block_id)
+        if block.block_id in self._demand.filed:
+            self._demand.take(block.block_id)
         elif block.block_id in self._late:
             del self._late[block.block_id]
         else:
@@ -111,7 +111,7 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
         """Free ``blocks``: file those that are needed, put the others at the end of the list."""
         self._number_appended(blocks)
-        if not self._future:
+        if not self._demand:
             super().append_n(blocks)
             return
         unneeded = []
@@ -136,12 +136,12 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
         if not self.is_free(block):
             return
         place = self._place_of(block)
-        filed = self._future.filed.get(block.block_id)
+        filed = self._demand.filed.get(block.block_id)
         if place is None:
             if filed is not None:
-                self._future.take(block.block_id)
+                self._demand.take(block.block_id)
                 self._add_late(block.block_id)
-        elif filed is None or (filed.shelf.node, filed.position) != place[1:]:
+        elif filed is None or (filed.retained.node, filed.position) != place[1:]:
             self.remove(block)
             self._file(block, place)
             self.num_free_blocks += 1
@@ -167,11 +167,11 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
         return islice(dropwhile(lambda block: block is not cursor, everything), 1, None)
 
     def _filed_in_order(self) -> Iterator[KVCacheBlock]:
-        return (self._blocks[block_id] for block_id in self._future.in_order())
+        return (self._blocks[block_id] for block_id in self._demand.in_order())
 
     def _file(self, block: KVCacheBlock, place: Place) -> None:
-        shelves, node, position = place
-        shelves.put(block.block_id, node, position)
+        retained_blocks, node, position = place
+        retained_blocks.put(block.block_id, node, position)
 
     def _pop_unneeded(self) -> KVCacheBlock:
         """The first listed or late block, by serial number."""
@@ -212,7 +212,7 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
     def check_integrity(self) -> None:
         """Raise AssertionError where a structural promise is broken. O(n)."""
         listed = [block.block_id for block in super().iter_blocks_after(None)]
-        zones = (listed, list(self._late), list(self._future.filed))
+        zones = (listed, list(self._late), list(self._demand.filed))
         together = [block_id for zone in zones for block_id in zone]
         assert len(together) == len(set(together)), "a block is in two zones"
         assert len(together) == self.num_free_blocks, "the number of free blocks is wrong"
@@ -220,5 +220,5 @@ class ZonedFreeList(FreeKVCacheBlockQueue):
         assert serials == sorted(set(serials)), "the list is out of order"
         entries = set(self._late_heap)
         assert all((s, b) in entries for b, s in self._late.items()), "a late block was lost"
-        for block_id in (*self._late, *self._future.filed):
+        for block_id in (*self._late, *self._demand.filed):
             assert self._blocks[block_id].next_free_block is None, "a needed block is linked"

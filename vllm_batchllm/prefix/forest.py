@@ -236,7 +236,7 @@ class PrefixForest(Generic[T]):
 
     def _file(self, node: PrefixNode[T], parent: PrefixNode[T]) -> None:
         """(Re)enter ``node`` into its parent's heap, if that has been built."""
-        if node.shelf is not None and self.observer is not None:
+        if node.retained is not None and self.observer is not None:
             self.observer.on_reordered(node)
         heap = parent.heap
         if heap is None:

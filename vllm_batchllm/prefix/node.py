@@ -62,7 +62,7 @@ class PrefixNode(Generic[T]):
 
     ``num_waiting``, ``num_output_tokens`` and ``num_prompt_tokens`` sum over the whole subtree;
     ``num_prompt_tokens`` counts each shared block once and leaves out runs already computed.
-    ``rank`` is that of the earliest arrival below. ``shelf`` belongs to the forest's observer.
+    ``rank`` is that of the earliest arrival below. ``retained`` belongs to the forest's observer.
 
     Items that end here are in ``aligned`` if their prompt ends with the run's last block, else
     in ``members``. The aligned come first: a prompt is never hit to its very end, so an aligned
@@ -83,7 +83,7 @@ class PrefixNode(Generic[T]):
         "num_waiting",
         "parent",
         "rank",
-        "shelf",
+        "retained",
         "start",
     )
 
@@ -109,7 +109,7 @@ class PrefixNode(Generic[T]):
         self.computed = False
         self.heap: list[tuple[Key, int, PrefixNode[T]]] | None = None
         self.key: Key = None
-        self.shelf: Any = None
+        self.retained: Any = None
 
     def ending_here(self) -> Iterator[T]:
         """Items whose hashes end with this run, in the order in which they are served."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ForestObserver(Protocol):
-    """Called by a forest right after it changed. It may write ``PrefixNode.shelf`` only."""
+    """Called by a forest right after it changed. It may write ``PrefixNode.retained`` only."""
 
     def on_new_run(self, node: PrefixNode[Any]) -> None:
         """``node`` is new, and so is the whole of its run."""
@@ -27,4 +27,4 @@ class ForestObserver(Protocol):
         """Nothing waits at or below ``node`` any more; its parent has dropped it."""
 
     def on_reordered(self, node: PrefixNode[Any]) -> None:
-        """The key of ``node``, which has a shelf, may have changed."""
+        """The key of ``node``, which has retained blocks, may have changed."""

@@ -19,7 +19,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
 from vllm_batchllm.admission.token_budget import Outstanding
-from vllm_batchllm.kv_cache.block_pool import GlobalPrefixBlockPool
+from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
 from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.planned_group_queue import queue_class_for
 from vllm_batchllm.ordering.policies import GroupOrder
@@ -51,7 +51,7 @@ class PrefixGroupQueue(RequestQueue):
         by_priority: bool = False,
         max_wait_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
-        pool: GlobalPrefixBlockPool | None = None,
+        pool: PrefixAwareBlockPool | None = None,
         expect: Callable[[Request], int] | None = None,
         on_peek: Callable[[], None] | None = None,
     ) -> None:

@@ -31,7 +31,7 @@ from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.features import end_with_error
 from vllm_batchllm.compat.patching import install_counters_utility
 from vllm_batchllm.config import SECTION, BatchLLMConfig
-from vllm_batchllm.kv_cache.block_pool import installed_pool
+from vllm_batchllm.kv_cache.block_pool import installed_block_pool
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.ordering.policies import make_order
 from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_gate
@@ -72,7 +72,7 @@ class PrefixGroupMixin(Scheduler):
         options = _admission_for(self.batchllm_config, kv_cache_config) if shares_prefixes else None
         with ExitStack() as stack:
             if shares_prefixes:
-                stack.enter_context(installed_pool())
+                stack.enter_context(installed_block_pool())
             if options is not None:
                 stack.enter_context(installed_gate())
             super().__init__(vllm_config, kv_cache_config, *args, **kwargs)
@@ -117,8 +117,8 @@ class PrefixGroupMixin(Scheduler):
         if isinstance(self.waiting, PrefixGroupQueue):
             counters.plan_s = self.waiting.plan_s
             pool = self.kv_cache_manager.block_pool
-            counters.num_garbage_blocks = pool.num_blocks_freed_as_garbage
-            counters.num_needed_lost = pool.num_needed_blocks_evicted
+            counters.num_garbage_blocks = pool.num_unneeded_evicted
+            counters.num_needed_lost = pool.num_needed_evicted
         return counters.to_dict()
 
     def add_request(self, request: Request) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ZonedFreeList against vLLM's own list: the same order, but for blocks somebody waits for."""
+"""ZonedFreeQueue against vLLM's own list: the same order, but for blocks somebody waits for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
-from vllm_batchllm.kv_cache.block_demand import Future
-from vllm_batchllm.kv_cache.free_queue import Place, ZonedFreeList
+from vllm_batchllm.kv_cache.block_demand import BlockDemand
+from vllm_batchllm.kv_cache.free_queue import Place, ZonedFreeQueue
 from vllm_batchllm.prefix.forest import PrefixForest
 
 NUM_BLOCKS = 12
@@ -35,10 +35,10 @@ class Twins:
         self.blocks = [KVCacheBlock(block_id) for block_id in range(NUM_BLOCKS)]
         self.twins = [KVCacheBlock(block_id) for block_id in range(NUM_BLOCKS)]
         self.stock = FreeKVCacheBlockQueue(self.twins)
-        self.future = Future(self)
+        self.future = BlockDemand(self)
         self.forest: PrefixForest[int] = PrefixForest(1)
         self.future.watch(self.forest)
-        self.ours = ZonedFreeList(self.blocks, self.blocks, self.future, self.place_of)
+        self.ours = ZonedFreeQueue(self.blocks, self.blocks, self.future, self.place_of)
         self.uncached: set[int] = set()
         self.num_arrived = 0
 
@@ -164,7 +164,7 @@ def test_what_is_given_up_is_counted() -> None:
     lists.put_back([0, 1, 2], at_front=False)
     lists.put_back([3], at_front=True)
     lists.pop(3)
-    assert (lists.ours.num_garbage, lists.ours.num_needed_lost) == (1, 1)
+    assert (lists.ours.num_unneeded_evicted, lists.ours.num_needed_lost) == (1, 1)
 
 
 def test_an_empty_list_says_so() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefix_trie_oracle import Item, Path
 
-from vllm_batchllm.kv_cache.block_demand import Future
+from vllm_batchllm.kv_cache.block_demand import BlockDemand
 from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.policies import DecodeRatio, DepthFirst, GroupOrder
 from vllm_batchllm.prefix.forest import PrefixForest
@@ -29,11 +29,11 @@ operations = st.lists(
 )
 
 
-class Keeper:
+class DemandListener:
     """Blocks without a pool: ``origins`` of the free ones, looked through from end to end."""
 
     def __init__(self) -> None:
-        self.future = Future(self)
+        self.future = BlockDemand(self)
         self.origins: dict[int, tuple[Sequence[Path], int]] = {}
 
     def free(self, block_id: int, path: Path) -> None:
@@ -51,8 +51,8 @@ class Keeper:
         hashes, position = self.origins[block_id]
         found = self.future.find(hashes, position)
         if found is not None:
-            shelves, node = found
-            shelves.put(block_id, node, position)
+            retained_blocks, node = found
+            retained_blocks.put(block_id, node, position)
 
     def on_needed(self, hashes: Sequence[Path], start: int, end: int) -> None:
         for block_id, (own, position) in self.origins.items():
@@ -69,31 +69,31 @@ class Bench:
 
     def __init__(self, order: GroupOrder) -> None:
         self.lines: list[GroupQueue[Item]] = [GroupQueue(order, 4) for _ in range(2)]
-        self.keeper = Keeper()
+        self.listener = DemandListener()
         self.waiting: list[tuple[GroupQueue[Item], Item]] = []
         for urgency in (1, 0):
             line = self.lines[urgency]
-            self.keeper.future.watch(line.forest, urgency, lambda line=line: line._walk.group)
+            self.listener.future.watch(line.forest, urgency, lambda line=line: line._walk.group)
 
     def next_use(self, block_id: int) -> tuple[int, int] | None:
         """(how many are served before it is used, its depth); None if nobody needs it."""
-        hashes, position = self.keeper.origins[block_id]
+        hashes, position = self.listener.origins[block_id]
         path = hashes[position]
         served = [item.path for line in self.lines for item in line]
         uses = [when for when, other in enumerate(served) if other[: len(path)] == path]
         return (uses[0], len(path)) if uses else None
 
     def check(self) -> None:
-        self.keeper.future.check_integrity()
+        self.listener.future.check_integrity()
         for line in self.lines:
             line.check_integrity()
-        uses = {block_id: self.next_use(block_id) for block_id in self.keeper.origins}
+        uses = {block_id: self.next_use(block_id) for block_id in self.listener.origins}
         needed = {block_id: use for block_id, use in uses.items() if use is not None}
-        assert set(self.keeper.future.filed) == set(needed)
-        given_up = [needed[block_id] for block_id in self.keeper.future.in_order()]
+        assert set(self.listener.future.filed) == set(needed)
+        given_up = [needed[block_id] for block_id in self.listener.future.in_order()]
         assert given_up == sorted(needed.values(), reverse=True)
         if needed:
-            assert needed[self.keeper.future.last()] == given_up[0]
+            assert needed[self.listener.future.last()] == given_up[0]
 
 
 @pytest.mark.parametrize("order", [DepthFirst(), DecodeRatio()], ids=lambda o: o.name)
@@ -101,7 +101,7 @@ class Bench:
 @given(steps=operations)
 def test_the_order_of_giving_up_is_that_of_service_reversed(order, steps) -> None:
     bench = Bench(order)
-    keeper = bench.keeper
+    listener = bench.listener
     for serial, (operation, *values) in enumerate(steps):
         if operation == "add":
             line = bench.lines[values[3]]
@@ -109,11 +109,11 @@ def test_the_order_of_giving_up_is_that_of_service_reversed(order, steps) -> Non
             line.add(item, serial)
             bench.waiting.append((line, item))
         elif operation == "free":
-            keeper.free(serial, values[0])
-        elif operation == "touch" and keeper.origins:
-            keeper.use(list(keeper.origins)[values[0] % len(keeper.origins)])
-        elif operation == "give up" and keeper.future.filed:
-            keeper.use(keeper.future.last())
+            listener.free(serial, values[0])
+        elif operation == "touch" and listener.origins:
+            listener.use(list(listener.origins)[values[0] % len(listener.origins)])
+        elif operation == "give up" and listener.future.filed:
+            listener.use(listener.future.last())
         elif operation == "admit" and bench.waiting:
             line = next(line for line in bench.lines if line)
             item = line.peek()
@@ -123,8 +123,8 @@ def test_the_order_of_giving_up_is_that_of_service_reversed(order, steps) -> Non
             line, item = bench.waiting.pop(values[0] % len(bench.waiting))
             line.remove(item)
         bench.check()
-    while keeper.future.filed:
-        keeper.use(keeper.future.last())
+    while listener.future.filed:
+        listener.use(listener.future.last())
         bench.check()
 
 
@@ -135,30 +135,30 @@ def test_the_open_group_is_kept_to_the_end_whatever_its_key() -> None:
     for item in (first, second, third, Item(3, (2, 1))):
         line.add(item, item.name)
     for block_id in range(3):
-        bench.keeper.free(block_id, (block_id,))
-    assert list(bench.keeper.future.in_order()) == [2, 1, 0]
+        bench.listener.free(block_id, (block_id,))
+    assert list(bench.listener.future.in_order()) == [2, 1, 0]
     line._walk.jump(third)
-    assert list(bench.keeper.future.in_order()) == [1, 0, 2]
-    assert bench.keeper.future.last() == 1
+    assert list(bench.listener.future.in_order()) == [1, 0, 2]
+    assert bench.listener.future.last() == 1
 
 
 def test_a_forest_that_is_no_longer_watched_keeps_nothing() -> None:
     bench = Bench(DepthFirst())
-    future, (urgent, other) = bench.keeper.future, bench.lines
+    future, (urgent, other) = bench.listener.future, bench.lines
     for number, line in enumerate((urgent, other)):
         line.add(Item(number, (1, 2)), number)
-    bench.keeper.free(0, (1, 2))
-    assert future.filed[0].shelf is urgent.forest.node_of(next(iter(urgent))).shelf
+    bench.listener.free(0, (1, 2))
+    assert future.filed[0].retained is urgent.forest.node_of(next(iter(urgent))).retained
     future.unwatch(urgent.forest)
-    assert future.filed[0].shelf is other.forest.node_of(next(iter(other))).shelf
+    assert future.filed[0].retained is other.forest.node_of(next(iter(other))).retained
     future.unwatch(other.forest)
-    assert not future.filed and other.forest.root.shelf is None
+    assert not future.filed and other.forest.root.retained is None
     with pytest.raises(ValueError, match="not watched"):
         future.unwatch(other.forest)
 
 
 def test_only_an_empty_unobserved_forest_can_be_watched() -> None:
-    future = Future(Keeper())
+    future = BlockDemand(DemandListener())
     forest: PrefixForest[Item] = PrefixForest(block_size=4)
     item = Item(0, (1,))
     forest.insert(item, item.block_hashes, 0)
@@ -174,17 +174,17 @@ def test_only_an_empty_unobserved_forest_can_be_watched() -> None:
 
 def test_a_cut_run_costs_no_more_than_the_head_that_is_cut_off() -> None:
     """10,000 filed blocks behind the cut are not touched."""
-    keeper = Keeper()
+    listener = DemandListener()
     forest: PrefixForest[Item] = PrefixForest(block_size=4)
-    keeper.future.watch(forest)
+    listener.future.watch(forest)
     long = list(range(10_000))
     forest.insert(Item(0, ()), long, 0)
     for position in reversed(long):
-        keeper.origins[position] = (long, position)
-        keeper.refile(position)
-    shelf = keeper.future.filed[9_999].shelf
-    slots = dict(shelf.blocks)
+        listener.origins[position] = (long, position)
+        listener.refile(position)
+    retained = listener.future.filed[9_999].retained
+    slots = dict(retained.blocks)
     forest.insert(Item(1, ()), [0, 1, "other"], 1)
-    assert {position for position in slots if position not in shelf.blocks} == {0, 1}
-    assert all(shelf.blocks[position] is slots[position] for position in shelf.blocks)
-    keeper.future.check_integrity()
+    assert {position for position in slots if position not in retained.blocks} == {0, 1}
+    assert all(retained.blocks[position] is slots[position] for position in retained.blocks)
+    listener.future.check_integrity()
