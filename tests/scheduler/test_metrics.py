@@ -23,7 +23,7 @@ from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.scheduler.scheduler import create_scheduler
 from vllm_batchllm.stats import loggers
 from vllm_batchllm.stats.families import FAMILIES
-from vllm_batchllm.stats.transport import CARRIER, CounterFeed
+from vllm_batchllm.stats.transport import CARRIER, CounterTransport
 
 SHARED = list(range(10, 42))
 PROMPTS = [SHARED + [100 + n] * 20 for n in range(6)]
@@ -84,7 +84,9 @@ def names_of_ours() -> set[str]:
 def test_what_the_scheduler_counts_is_what_a_scrape_shows(llama) -> None:
     manager = manager_for(llama, BATCHLLM_SCHEDULER)
     scheduler = make_scheduler(create_scheduler, make_vllm_config(llama))
-    scheduler.batchllm_feed = CounterFeed(clock=itertools.count().__next__)  # due at every step
+    scheduler.batchllm_transport = CounterTransport(
+        clock=itertools.count().__next__
+    )  # due at every step
     before = 0.0
     for stats in run(scheduler):
         manager.record(stats, None)

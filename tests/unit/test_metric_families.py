@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm_batchllm.stats.counters import GAUGES, ScheduleCounters
 from vllm_batchllm.stats.exporter import Exporter
 from vllm_batchllm.stats.families import FAMILIES, samples
-from vllm_batchllm.stats.transport import OCCUPANCY, CounterFeed
+from vllm_batchllm.stats.transport import OCCUPANCY, CounterTransport
 
 DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -51,7 +51,7 @@ def test_names_are_unique_and_every_figure_is_sent() -> None:
         name: [1] * len(value) if isinstance(value, list) else 100
         for name, value in ScheduleCounters().to_dict().items()
     }
-    assert set(shown) <= set(CounterFeed().changes(risen))
+    assert set(shown) <= set(CounterTransport().changes(risen))
 
 
 def test_figures_become_samples_of_their_family() -> None:

@@ -39,7 +39,7 @@ from vllm_batchllm.scheduler.kv_capacity import max_tokens_held, unforeseen_kind
 from vllm_batchllm.scheduler.preemption import put_victims_last
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.stats.counters import ScheduleCounters
-from vllm_batchllm.stats.transport import CounterFeed
+from vllm_batchllm.stats.transport import CounterTransport
 
 logger = get_logger(__name__)
 
@@ -77,7 +77,7 @@ class PrefixGroupMixin(Scheduler):
                 stack.enter_context(installed_gate())
             super().__init__(vllm_config, kv_cache_config, *args, **kwargs)
         self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
-        self.batchllm_feed = CounterFeed()
+        self.batchllm_transport = CounterTransport()
         self._told_pacing: bool | None = None
         self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         self.batchllm_counters.max_tokens_held = max_tokens_held(
@@ -130,7 +130,7 @@ class PrefixGroupMixin(Scheduler):
         """vLLM's figures of the step, with what our counters gained since the last one."""
         stats = super().make_stats(*args, **kwargs)
         is_busy = self.has_unfinished_requests()
-        self.batchllm_feed.load(stats, self.batchllm_snapshot, can_wait=is_busy)
+        self.batchllm_transport.attach(stats, self.batchllm_snapshot, can_wait=is_busy)
         return stats
 
     def _make_admission(self, options: AdmissionOptions) -> Admission:

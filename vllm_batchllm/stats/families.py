@@ -125,7 +125,7 @@ _BY_FIGURE: dict[str, tuple[Family, str]] = {
 
 
 def samples(figures: Mapping[str, float]) -> Iterator[Sample]:
-    """What ``figures`` (as :func:`~vllm_batchllm.stats.transport.unload` gives them) change.
+    """What ``figures`` (as :func:`~vllm_batchllm.stats.transport.detach` gives them) change.
 
     Figures that no family shows are left out.
     """

@@ -18,7 +18,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm_batchllm.compat.names import is_ours
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.stats.exporter import Exporter
-from vllm_batchllm.stats.transport import unload
+from vllm_batchllm.stats.transport import detach
 
 logger = get_logger(__name__)
 
@@ -52,7 +52,7 @@ class BatchLLMStatLogger(AggregateStatLoggerBase):
         if scheduler_stats is None or self._is_off:
             return
         try:
-            self._exporter.apply(engine_idx, unload(scheduler_stats))
+            self._exporter.apply(engine_idx, detach(scheduler_stats))
         except Exception:
             self._is_off = True
             logger.warning("batchllm metrics stop: they cannot be recorded", exc_info=True)

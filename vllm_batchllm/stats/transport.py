@@ -31,7 +31,7 @@ OTHER_HITS = "hit_tokens_other"
 """Hit tokens at admission that no level of the prefix tree accounts for."""
 
 PERIOD_S = 0.1
-"""Seconds between two loads while the engine is busy; nobody reads them more often."""
+"""Seconds between two sendings while the engine is busy; nobody reads them more often."""
 
 _MICRO = 1_000_000  # the map holds whole numbers only
 _FRACTIONAL = {OCCUPANCY} | {
@@ -40,12 +40,12 @@ _FRACTIONAL = {OCCUPANCY} | {
 _GAUGES = {*GAUGES, OCCUPANCY}
 
 
-class CounterFeed:
+class CounterTransport:
     """The engine core's end: knows what was sent, and adds what has changed since.
 
     Counters are sent as increases and never fall: where a figure was taken back, the next
     increases are held until it passes its highest value. Gauges are sent as they are.
-    A failure switches the feed off, with one warning; it never reaches the engine.
+    A failure switches the transport off, with one warning; it never reaches the engine.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,14 +54,14 @@ class CounterFeed:
         self._clock = clock
         self._due_s = 0.0
 
-    def load(
+    def attach(
         self, stats: Any, snapshot: Callable[[], Mapping[str, Any]], *, can_wait: bool = False
     ) -> None:
         """Put the changes since the last call on ``stats``; None (statistics are off) is left.
 
         snapshot: gives the counters as :meth:`ScheduleCounters.to_dict` does; not called when
             there is nothing to put them on.
-        can_wait: more steps will come, so do nothing if the last load was just now.
+        can_wait: more steps will come, so do nothing if the last sending was just now.
         """
         if stats is None or self._is_off or (can_wait and self._clock() < self._due_s):
             return
@@ -97,7 +97,7 @@ class CounterFeed:
         return {} if share == before else {OCCUPANCY: share}
 
 
-def unload(stats: Any) -> dict[str, float]:
+def detach(stats: Any) -> dict[str, float]:
     """The front end's end: take our figures off ``stats``, whose map is then as vLLM made it.
 
     Counters are increases since the last step, gauges values; seconds and shares are fractions.
