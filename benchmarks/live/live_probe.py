@@ -116,8 +116,8 @@ def _sizes(scheduler: Any) -> dict[str, int]:
 
 def _admission_sizes(admission: Any) -> dict[str, int]:
     return {
-        "estimator_groups": admission.expectations.lengths.num_groups,
-        "estimator_samples": admission.expectations.lengths.num_samples,
+        "estimator_groups": admission.predictor.lengths.num_groups,
+        "estimator_samples": admission.predictor.lengths.num_samples,
         "admitted": admission.num_running,
         "footprint_rows": len(admission._footprint._hashes),
     }

@@ -212,10 +212,10 @@ class FuzzEngine:
                 assert not forest and not forest.root.children, "a forest keeps a node"
         admission = scheduler.admission
         if admission is not None:
-            assert not admission.num_running and not len(admission._footprint)
-            assert admission._footprint.held == admission._footprint.tokens == 0
-            assert not admission.running.num_guessed and not admission._footprint._runs.num_blocks
-            assert admission.expectations.lengths.num_seen <= len(self.books.accounts) * 4
+            assert not admission.num_running and not len(admission._memory)
+            assert admission._memory.held == admission._memory.tokens == 0
+            assert not admission.running.num_guessed and not admission._memory._runs.num_blocks
+            assert admission.predictor.lengths.num_seen <= len(self.books.accounts) * 4
 
 
 def set_clock(scheduler: Any, clock: Callable[[], float]) -> None:
@@ -223,4 +223,4 @@ def set_clock(scheduler: Any, clock: Callable[[], float]) -> None:
     new_line = scheduler.waiting._new_queue
     scheduler.waiting._new_queue = partial(new_line.func, *new_line.args[:-1], clock)
     if scheduler.admission is not None:
-        scheduler.admission.planner._clock = clock
+        scheduler.admission.tuner._clock = clock

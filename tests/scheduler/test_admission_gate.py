@@ -93,7 +93,7 @@ def test_the_last_one_starts_early_is_sent_back_at_most_once_and_saves_steps(lla
         scheduler = build(
             BatchLLMScheduler, llama, prompts, max_tokens=60, num_blocks=11, options=options
         )
-        scheduler.admission.planner.keep_costs()
+        scheduler.admission.tuner.keep_costs()
         results[name] = run(scheduler)
     stock = run(build(Scheduler, llama, prompts, max_tokens=60, num_blocks=11))
     assert results["strict"]["preempted"] == 0 < results["default"]["preempted"] <= 1

@@ -115,7 +115,7 @@ def test_the_hashes_kept_for_cached_blocks_are_about_as_many_as_the_blocks(llama
 
 def test_length_groups_are_bounded_however_many_prefixes_come(llama) -> None:
     scheduler = build(llama, num_blocks=200)
-    lengths = scheduler.admission.expectations.lengths
+    lengths = scheduler.admission.predictor.lengths
     lengths._max_groups = 50
     for number in range(120):
         (request,) = make_requests([[number % 1000, number // 7] * 40], max_tokens=3)

@@ -27,7 +27,7 @@ def schedule_of(model: str, salt: str, policy: str = "fcfs") -> list[tuple[Any, 
             model, num_blocks=160, max_num_seqs=64, max_num_batched_tokens=512, policy=policy
         ),
     )
-    scheduler.admission.planner.keep_costs()
+    scheduler.admission.tuner.keep_costs()
     draw, names = random.Random(2), random.Random(salt)
     number_of, lengths = {}, {}
     for number in range(NUM_REQUESTS):

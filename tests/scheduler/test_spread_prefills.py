@@ -89,14 +89,14 @@ def test_without_the_option_steps_are_left_alone(llama: str) -> None:
 
 @pytest.mark.parametrize("options", [{"admission": "stock"}, {"order": "paper"}])
 def test_only_our_admission_spreads(llama: str, options: dict[str, Any]) -> None:
-    assert not make(BatchLLMScheduler, llama, **options).step_budget.spreads
+    assert not make(BatchLLMScheduler, llama, **options).token_budget.spreads
 
 
 def test_by_priority_nothing_is_spread_as_every_step_would_add_up_all_priorities(
     llama: str,
 ) -> None:
-    assert make(BatchLLMScheduler, llama).step_budget.spreads
-    assert not make(BatchLLMScheduler, llama, policy="priority").step_budget.spreads
+    assert make(BatchLLMScheduler, llama).token_budget.spreads
+    assert not make(BatchLLMScheduler, llama, policy="priority").token_budget.spreads
 
 
 def test_on_the_cpu_nothing_is_spread(llama: str) -> None:

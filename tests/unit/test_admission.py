@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from vllm_batchllm.admission.candidate import Candidate
-from vllm_batchllm.admission.controller import Admission
+from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.options import AdmissionOptions
-from vllm_batchllm.admission.step_costs import MIN_OVERCOMMIT, Costs
+from vllm_batchllm.admission.step_costs import MIN_OVERCOMMIT, StepCosts
 from vllm_batchllm.stats.counters import ScheduleCounters
 
-COMPUTE_BOUND = Costs(step_s=1e-3, prefill_s=1e-3)
-STEP_BOUND = Costs(step_s=1.0, prefill_s=1e-6)
+COMPUTE_BOUND = StepCosts(step_s=1e-3, prefill_s=1e-3)
+STEP_BOUND = StepCosts(step_s=1.0, prefill_s=1e-6)
 
 
-def make(num_blocks: int, costs: Costs = COMPUTE_BOUND, **options: Any) -> Admission:
-    return Admission(num_blocks, 4, costs, AdmissionOptions(**options), clock=None)
+def make(num_blocks: int, costs: StepCosts = COMPUTE_BOUND, **options: Any) -> AdmissionController:
+    return AdmissionController(num_blocks, 4, costs, AdmissionOptions(**options), clock=None)
 
 
 def request(name: str, num_tokens: int = 8, max_tokens: int = 8, **figures: Any) -> Candidate:
@@ -32,7 +32,7 @@ class Runner:
     peak: the most blocks held in any step.
     """
 
-    def __init__(self, admission: Admission, lengths: dict[str, int]) -> None:
+    def __init__(self, admission: AdmissionController, lengths: dict[str, int]) -> None:
         self.admission = admission
         self.lengths = lengths
         self.running: dict[str, list[int]] = {}
@@ -137,7 +137,7 @@ def test_what_is_certain_is_only_overcommitted_if_the_user_says_so() -> None:
             admission.finished(f"old {number}", 40)
         for _ in range(20):
             admission.step(lambda: {"kept": 5}, num_waiting=99, num_free_blocks=28)
-        assert options or admission.tightness.overcommit > 1
+        assert options or admission.limits.overcommit > 1
         number = 1
         while admission.may_admit(request(str(number), 4, 40, length_known=known)):
             admission.admitted(request(str(number), 4, 40, length_known=known))
@@ -152,7 +152,7 @@ def test_what_is_certain_is_only_overcommitted_if_the_user_says_so() -> None:
 def test_short_lives_fill_what_their_last_block_would_leave_idle() -> None:
     """One token of prompt and six of output: the last ones need a second block for a moment."""
 
-    def num_admitted(costs: Costs) -> int:
+    def num_admitted(costs: StepCosts) -> int:
         admission = make(10, costs)
         admission.step(dict, num_waiting=99, num_free_blocks=10)
         for number in range(10):  # lives to choose by
@@ -173,7 +173,7 @@ def test_short_lives_fill_what_their_last_block_would_leave_idle() -> None:
 
 
 def starts_beside_another(
-    costs: Costs = STEP_BOUND, num_waiting: int = 1, options: Any = None, **figures: Any
+    costs: StepCosts = STEP_BOUND, num_waiting: int = 1, options: Any = None, **figures: Any
 ) -> bool:
     """Whether a request starts that fits for now, and not to its end."""
     admission = make(10, costs, **(options or {}))
@@ -244,7 +244,7 @@ def test_what_was_aborted_teaches_nothing_and_unknown_ids_are_ignored() -> None:
     admission.finished("a", 3, learn=False)
     admission.finished("nobody", 3)
     admission.preempted("nobody")
-    assert admission.expectations.lengths.num_seen == 0 == admission.counters.num_lengths
+    assert admission.predictor.lengths.num_seen == 0 == admission.counters.num_lengths
     assert admission.num_running == 0
 
 
@@ -256,7 +256,7 @@ def test_requests_that_outgrow_their_prediction_are_predicted_again() -> None:
         held = {"a": 8 + made}
         admission.step(lambda held=held: held, num_waiting=0, num_free_blocks=900)
         admission.may_admit(request("next"))  # predictions matter once somebody wants to start
-    assert admission._footprint.outlook().peak > (8 + 40) // 4, "it still counts as growing"
+    assert admission._memory.forecast().peak > (8 + 40) // 4, "it still counts as growing"
 
 
 def test_several_kv_groups_are_read_off_the_pool() -> None:
@@ -277,42 +277,40 @@ def test_costs_decide_where_nothing_is_set_and_the_reason_says_so() -> None:
     for costs in (COMPUTE_BOUND, STEP_BOUND):
         runner = Runner(make(100, costs), {c.request_id: 40 for c in waiting})
         runner.run(waiting)
-        chosen[costs] = runner.admission.tightness
+        chosen[costs] = runner.admission.limits
     assert chosen[COMPUTE_BOUND].overcommit == MIN_OVERCOMMIT < 1
     assert chosen[STEP_BOUND].overcommit > 1
     assert "a life's steps cost" in chosen[STEP_BOUND].reason
     by_hand = Runner(make(100, overcommit=1.1, pace=0), {c.request_id: 40 for c in waiting})
     by_hand.run(waiting)
-    assert by_hand.admission.tightness.overcommit == 1.1
-    assert "overcommit 1.1 as set" in by_hand.admission.tightness.reason
+    assert by_hand.admission.limits.overcommit == 1.1
+    assert "overcommit 1.1 as set" in by_hand.admission.limits.reason
 
 
 def test_costs_are_measured_with_the_clock_that_is_given() -> None:
     now = [0.0]
-    admission = Admission(100, 4, COMPUTE_BOUND, clock=lambda: now[0])
+    admission = AdmissionController(100, 4, COMPUTE_BOUND, clock=lambda: now[0])
     runner = Runner(admission, {str(n): 50 for n in range(20)})
     waiting = [request(str(n), 8, 50) for n in range(20)]
     while waiting or runner.running:
         runner.step(waiting)
         now[0] += 0.5
-    assert admission.planner.costs != COMPUTE_BOUND
-    assert admission.planner.costs.of_step(0, 20, 800) > 0.1
+    assert admission.tuner.costs != COMPUTE_BOUND
+    assert admission.tuner.costs.of_step(0, 20, 800) > 0.1
 
 
 def test_an_empty_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
-        Admission(0, 4, COMPUTE_BOUND, counters=ScheduleCounters())
+        AdmissionController(0, 4, COMPUTE_BOUND, counters=ScheduleCounters())
 
 
 def test_orders_ask_for_the_expected_output() -> None:
     admission = make(4000)
     unknown = request("u", 8, 2000, length_known=False)
-    assert admission.expectations.median_output(unknown) == 2000, "nothing is known yet"
-    assert admission.expectations.median_output(request("k", 8, 30)) == 30
-    assert (
-        admission.expectations.median_output(request("h", 8, 2000, length_known=False, hint=9)) == 9
-    )
+    assert admission.predictor.median_output(unknown) == 2000, "nothing is known yet"
+    assert admission.predictor.median_output(request("k", 8, 30)) == 30
+    assert admission.predictor.median_output(request("h", 8, 2000, length_known=False, hint=9)) == 9
     Runner(admission, {str(n): 20 for n in range(60)}).run(
         [request(str(n), 8, 2000, length_known=False) for n in range(60)]
     )
-    assert admission.expectations.median_output(unknown) == 20
+    assert admission.predictor.median_output(unknown) == 20

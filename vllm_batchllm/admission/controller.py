@@ -3,7 +3,7 @@
 
 vLLM admits what fits now and pays later, with preemptions. Here two things are asked:
 
-- *peak*: does the memory suffice for as long as the newcomer runs (until all have ended, if that
+- *peak*: does the memory suffice for as long as the entrant runs (until all have ended, if that
   is a guess), everybody else growing and ending as expected? The next steps must be sure. Later
   ones are certain where lengths are known; where they are guessed, a preemption there is rare and
   late, so the capacity may be overcommitted if idle memory costs more.
@@ -23,13 +23,13 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from vllm_batchllm.admission.candidate import Candidate
-from vllm_batchllm.admission.length_prediction import Expectations
-from vllm_batchllm.admission.memory_forecast import Newcomer
+from vllm_batchllm.admission.length_prediction import LengthPredictor
+from vllm_batchllm.admission.memory_forecast import Entrant
 from vllm_batchllm.admission.options import AdmissionOptions
-from vllm_batchllm.admission.pacing import Life
-from vllm_batchllm.admission.running_requests import Running, RunningRequests
-from vllm_batchllm.admission.step_costs import Costs, Tightness, is_worth_a_try
-from vllm_batchllm.admission.tuner import ENOUGH_LIVES, TightnessPlanner
+from vllm_batchllm.admission.pacing import RequestLifetime
+from vllm_batchllm.admission.running_requests import RunningRequest, RunningRequests
+from vllm_batchllm.admission.step_costs import AdmissionLimits, StepCosts, is_worth_a_try
+from vllm_batchllm.admission.tuner import ENOUGH_LIVES, LimitTuner
 from vllm_batchllm.stats.counters import ScheduleCounters
 
 Refusal = Literal["memory", "pace", "peak"]
@@ -40,13 +40,13 @@ at once, and again after each return. On ``skewed-output`` 0.25 brought half as 
 again as this, and 1.5 took 4 % more steps."""
 
 NEAR_LIFE = 0.5
-"""The same as a share of a newcomer's life, if that is known and shorter."""
+"""The same as a share of an entrant's life, if that is known and shorter."""
 
 STEPS_PER_LOOK = 4
 """Steps between two looks at a request that does not fit, while nobody leaves."""
 
 
-class Admission:
+class AdmissionController:
     """Decides on admissions; told of everything that happens to requests.
 
     The scheduler calls, in each step: :meth:`step`; then for the head of the queue, as long as
@@ -69,7 +69,7 @@ class Admission:
         self,
         num_blocks: int,
         block_size: int,
-        costs: Costs,
+        costs: StepCosts,
         options: AdmissionOptions | None = None,
         *,
         counters: ScheduleCounters | None = None,
@@ -81,13 +81,13 @@ class Admission:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
         self.options = options or AdmissionOptions()
         self.counters = counters or ScheduleCounters()
-        self.expectations = Expectations(self.options.quantile, lag)
+        self.predictor = LengthPredictor(self.options.quantile, lag)
         self.running = RunningRequests(
-            num_blocks, block_size, self.expectations, tokens_per_hash=tokens_per_hash
+            num_blocks, block_size, self.predictor, tokens_per_hash=tokens_per_hash
         )
-        self._footprint = self.running.footprint
+        self._memory = self.running.memory
         self._block_size = block_size
-        self.planner = TightnessPlanner(
+        self.tuner = LimitTuner(
             block_size, costs, self.options.overcommit, self.options.pace, clock
         )
         self._num_waiting = 0
@@ -106,9 +106,9 @@ class Admission:
         return self._refusal
 
     @property
-    def tightness(self) -> Tightness:
+    def limits(self) -> AdmissionLimits:
         """How tightly requests are admitted now."""
-        return self.planner.tightness
+        return self.tuner.limits
 
     @property
     def guesses_lengths(self) -> bool:
@@ -139,18 +139,18 @@ class Admission:
         matters; requests that were never admitted here are none of its business.
         """
         self._refusal = None
-        self.expectations.forget()
+        self.predictor.forget()
         self.running.step(tokens_held, num_free_blocks)
         self._num_waiting = num_waiting
         counters = self.counters
         counters.num_memory_steps += 1
         counters.held_blocks += self.running.num_held
         counters.held_blocks_peak = max(counters.held_blocks_peak, self.running.num_held)
-        self.planner.step(self.running.capacity, num_waiting, len(self.running) > 0, self._mean_age)
-        counters.overcommit = self.tightness.overcommit
-        counters.pace = self.tightness.pace or 0.0
-        if self.planner.has_chosen and (counters.pace or not counters.choice):
-            counters.choice = self.tightness.reason
+        self.tuner.step(self.running.capacity, num_waiting, len(self.running) > 0, self._mean_age)
+        counters.overcommit = self.limits.overcommit
+        counters.pace = self.limits.pace or 0.0
+        if self.tuner.has_chosen and (counters.pace or not counters.choice):
+            counters.choice = self.limits.reason
 
     def may_admit(self, candidate: Candidate, *, anything_running: bool = True) -> bool:
         """Whether ``candidate`` may start in this step; False ends the step's admissions.
@@ -162,7 +162,7 @@ class Admission:
             if self._refusal is not None:
                 self._count_refusal(self._refusal)
             if self._refusal == "peak":
-                self.planner.peak_refused()
+                self.tuner.peak_refused()
         return self._refusal is None
 
     def _is_stuck(self, candidate: Candidate) -> bool:
@@ -183,13 +183,15 @@ class Admission:
         if candidate.request_id in self.running:
             return
         self._num_waiting -= 1
-        expected = self.expectations.of(candidate)
+        expected = self.predictor.of(candidate)
         num_steps = max(expected.predicted - candidate.num_generated, 1)
         num_own_blocks = self.running.add(expected).num_own_blocks
         # A guess would make all lives look alike, and be paced as if they were.
         if candidate.length_known:
-            life = Life.of(num_own_blocks, candidate.num_tokens, num_steps, self._block_size)
-            self.planner.plan(life)
+            life = RequestLifetime.of(
+                num_own_blocks, candidate.num_tokens, num_steps, self._block_size
+            )
+            self.tuner.plan(life)
 
     def finished(self, request_id: str, num_generated: int, *, learn: bool = True) -> None:
         """A request has ended with ``num_generated`` output tokens; unknown ids are ignored.
@@ -205,10 +207,12 @@ class Admission:
         counters.real_tokens += num_generated
         counters.length_error_tokens += abs(running.predicted - num_generated)
         if not candidate.length_known:
-            self.expectations.lengths.learn(running.groups, num_generated)
+            self.predictor.lengths.learn(running.groups, num_generated)
         num_steps = num_generated - candidate.num_generated
-        life = Life.of(running.num_own_blocks, candidate.num_tokens, num_steps, self._block_size)
-        self.planner.lived(life)
+        life = RequestLifetime.of(
+            running.num_own_blocks, candidate.num_tokens, num_steps, self._block_size
+        )
+        self.tuner.lived(life)
 
     def preempted(self, request_id: str) -> None:
         """A request was sent back to wait; unknown ids are ignored."""
@@ -217,7 +221,7 @@ class Admission:
     def worked(self, num_tokens: int, num_requests: int) -> None:
         """The step was put together: so many tokens, of so many requests."""
         num_prefill = max(num_tokens - num_requests, 0)
-        self.planner.worked(num_prefill, num_requests, self._footprint.tokens)
+        self.tuner.worked(num_prefill, num_requests, self._memory.tokens)
 
     def check_integrity(self, running_ids: set[str]) -> None:
         """Raise AssertionError unless exactly ``running_ids`` are known to run. O(n)."""
@@ -227,25 +231,25 @@ class Admission:
         threshold = self.options.threshold
         if threshold is not None:
             self.running.update()
-            newcomer = Newcomer(candidate.hashes, candidate.num_tokens, 0)
-            held = self._footprint.outlook(newcomer, until=0).held
+            entrant = Entrant(candidate.hashes, candidate.num_tokens, 0)
+            held = self._memory.forecast(entrant, until=0).held
             return "peak" if held > threshold * self.running.capacity else None
-        if not candidate.num_generated and len(self.running) + 1 > self.planner.max_running:
+        if not candidate.num_generated and len(self.running) + 1 > self.tuner.max_running:
             return "pace"
-        newcomer = self.expectations.of(candidate).newcomer
+        entrant = self.predictor.of(candidate).entrant
         if self.running.num_guessed:  # one of them may have outgrown its prediction
             self.running.update()
-        if self._footprint.fits_whatever_happens(newcomer, self.running.capacity):
+        if self._memory.fits_whatever_happens(entrant, self.running.capacity):
             return None
         self.running.update()
         near = NEAR_BLOCKS * self._block_size
         if candidate.length_known:  # of a short life that would be all
-            near = min(near, NEAR_LIFE * newcomer.num_remaining)
+            near = min(near, NEAR_LIFE * entrant.num_remaining)
         # What comes after its end it can neither cause nor prevent; but is it the end?
-        until = newcomer.num_remaining + 1 if candidate.length_known else None
-        outlook = self._footprint.outlook(newcomer, near=int(near), until=until)
-        if outlook.near > self.running.capacity or outlook.peak > self._highest_peak(candidate):
-            num_steps = max(int(near), 1) if outlook.near <= self.running.capacity else 1
+        until = entrant.num_remaining + 1 if candidate.length_known else None
+        forecast = self._memory.forecast(entrant, near=int(near), until=until)
+        if forecast.near > self.running.capacity or forecast.peak > self._highest_peak(candidate):
+            num_steps = max(int(near), 1) if forecast.near <= self.running.capacity else 1
             if self._may_try(candidate, num_steps):
                 return None
             self._stuck = candidate.request_id
@@ -261,22 +265,22 @@ class Admission:
         is_last = self._num_waiting <= 1 and not candidate.was_preempted
         if not is_last or self.options.overcommit is not None:
             return False
-        return is_worth_a_try(self.planner.costs, candidate.num_tokens, num_steps)
+        return is_worth_a_try(self.tuner.costs, candidate.num_tokens, num_steps)
 
     def _mean_age(self) -> float:
-        return self._footprint.mean_age if self.running.num_guessed else 0.0
+        return self._memory.mean_age if self.running.num_guessed else 0.0
 
     def _highest_peak(self, candidate: Candidate) -> float:
         """Blocks that the far peak may reach; what is certain is hardly bet against unasked."""
         is_certain = candidate.length_known and self.options.overcommit is None
-        tightness = self.tightness
+        limits = self.limits
         return self.running.capacity * (
-            tightness.overcommit_known if is_certain else tightness.overcommit
+            limits.overcommit_known if is_certain else limits.overcommit
         )
 
-    def _forget(self, request_id: str) -> Running | None:
+    def _forget(self, request_id: str) -> RunningRequest | None:
         self._stuck = None
-        self.expectations.forget()
+        self.predictor.forget()
         return self.running.pop(request_id)
 
     def _count_refusal(self, refusal: Refusal) -> None:

@@ -9,21 +9,21 @@ from zlib import crc32
 
 from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.length_estimator import Bounds, LengthEstimator
-from vllm_batchllm.admission.memory_forecast import Newcomer
+from vllm_batchllm.admission.memory_forecast import Entrant
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class Prediction:
     """Of one candidate.
 
     groups: those its length is learnt in; empty where the length is known. predicted: tokens of
-    its whole output. newcomer: it, as the footprint sees it.
+    its whole output. entrant: it, as the memory forecast sees it.
     """
 
     candidate: Candidate
     groups: tuple[Hashable, ...]
     predicted: int
-    newcomer: Newcomer
+    entrant: Entrant
 
 
 HEAD_QUANTILE = 0.8
@@ -45,7 +45,7 @@ def drawn_quantile(serial: int, num_generated: int) -> float:
     return 0.01 + 0.98 * drawn
 
 
-class Expectations:
+class LengthPredictor:
     """Lengths of outputs: known ones as they are, others as learnt from the requests that ended.
 
     The last candidate is remembered, because who is asked about mostly starts next.
@@ -59,9 +59,9 @@ class Expectations:
     def __init__(self, quantile: float | None, lag: int) -> None:
         self.lengths = LengthEstimator()
         self._quantile, self._lag = quantile, lag
-        self._last: Expected | None = None
+        self._last: Prediction | None = None
 
-    def of(self, candidate: Candidate) -> Expected:
+    def of(self, candidate: Candidate) -> Prediction:
         """What ``candidate`` will be; worked out once for the question and the start."""
         expected = self._last
         if expected is None or expected.candidate is not candidate:
@@ -69,8 +69,8 @@ class Expectations:
             quantile = HEAD_QUANTILE if self._quantile is None else self._quantile
             predicted = self._predict(candidate, groups, candidate.num_generated, quantile)
             remaining = self._steps(predicted, candidate.num_generated)
-            newcomer = Newcomer(candidate.hashes, candidate.num_tokens, remaining)
-            expected = self._last = Expected(candidate, groups, predicted, newcomer)
+            entrant = Entrant(candidate.hashes, candidate.num_tokens, remaining)
+            expected = self._last = Prediction(candidate, groups, predicted, entrant)
         return expected
 
     def forget(self) -> None:

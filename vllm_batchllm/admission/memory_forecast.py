@@ -22,7 +22,7 @@ _SERIAL, _TOKENS, _FINAL, _SHARED, _FIRST, _SINCE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomer:
+class Entrant:
     """A request that may be admitted.
 
     hashes: its chained block hashes; kept by reference while it runs.
@@ -36,7 +36,7 @@ class Newcomer:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class MemoryForecast:
     """Physical blocks held by the running requests.
 
     held: in this step. near, peak: at the highest point in so many steps ahead.
@@ -47,7 +47,7 @@ class Outlook:
     peak: int
 
 
-class RunningFootprint:
+class RunningMemory:
     """Blocks held by the running requests, predicted until the last of them has finished.
 
     Exact if remaining lengths are right and a request shares blocks only through its
@@ -59,7 +59,7 @@ class RunningFootprint:
         tokens_per_hash: tokens per block hash, if hashes are finer than blocks.
 
     Adding costs O(log blocks) comparisons of hashes, everything else vectorised O(n) or, for
-    the outlook, O(n log n + n * block_size).
+    the forecast, O(n log n + n * block_size).
 
     Raises:
         ValueError: a figure below 1.
@@ -88,7 +88,7 @@ class RunningFootprint:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._serial_of
 
-    def add(self, request_id: str, newcomer: Newcomer) -> int:
+    def add(self, request_id: str, entrant: Entrant) -> int:
         """Record an admission; return the number of blocks it shares with those that run.
 
         Raises:
@@ -96,7 +96,7 @@ class RunningFootprint:
         """
         if request_id in self._serial_of:
             raise ValueError(f"request {request_id} runs already")
-        shared = self._blocks_shared_with_last(newcomer.hashes)
+        shared = self._blocks_shared_with_last(entrant.hashes)
         serial = self._next_serial
         self._next_serial += 1
         if shared:
@@ -106,11 +106,11 @@ class RunningFootprint:
                 last[_SHARED] = shared
                 self._final_own -= shared - covered
         self._serial_of[request_id] = serial
-        self._hashes.append(newcomer.hashes)
+        self._hashes.append(entrant.hashes)
         self._ids.append(request_id)
-        final = newcomer.num_tokens + newcomer.num_remaining
+        final = entrant.num_tokens + entrant.num_remaining
         self._rows = with_room(self._rows, self._num_rows)
-        tokens = newcomer.num_tokens
+        tokens = entrant.num_tokens
         self._rows[:, self._num_rows] = (serial, tokens, final, shared, tokens, self._now)
         self._num_rows += 1
         self._final_own += self._blocks(final) - shared
@@ -152,19 +152,19 @@ class RunningFootprint:
         row[_FINAL] = after
         self._final_own += self._blocks(after) - self._blocks(before)
 
-    def fits_whatever_happens(self, newcomer: Newcomer, num_blocks: int) -> bool:
+    def fits_whatever_happens(self, entrant: Entrant, num_blocks: int) -> bool:
         """Whether all would fit at their ends at once: enough, and known without looking ahead.
 
         Requests that have outgrown their prediction count by it until :meth:`expect`.
         """
-        shared = self._blocks_shared_with_last(newcomer.hashes)
-        own = self._blocks(newcomer.num_tokens + newcomer.num_remaining) - shared
+        shared = self._blocks_shared_with_last(entrant.hashes)
+        own = self._blocks(entrant.num_tokens + entrant.num_remaining) - shared
         return self._final_own + own + self._runs.num_blocks <= num_blocks
 
-    def outlook(
-        self, newcomer: Newcomer | None = None, *, near: int = 0, until: int | None = None
-    ) -> Outlook:
-        """Blocks held now and ahead, with ``newcomer`` admitted if there is one.
+    def forecast(
+        self, entrant: Entrant | None = None, *, near: int = 0, until: int | None = None
+    ) -> MemoryForecast:
+        """Blocks held now and ahead, with ``entrant`` admitted if there is one.
 
         ``near`` and ``until``: steps that count for the two high points; None: all of them,
         until the last request has finished.
@@ -172,11 +172,11 @@ class RunningFootprint:
         requests = self._requests
         remaining = np.maximum(requests[_FINAL] - requests[_TOKENS], 0)
         sizes, ends = self._runs.sizes_and_ends(requests[_SERIAL], remaining)
-        if newcomer is not None:
-            requests, sizes, ends = self._with(newcomer, requests, remaining, sizes, ends)
-            remaining = np.append(remaining, newcomer.num_remaining)
+        if entrant is not None:
+            requests, sizes, ends = self._with(entrant, requests, remaining, sizes, ends)
+            remaining = np.append(remaining, entrant.num_remaining)
         if not len(remaining):
-            return Outlook(0, 0, 0)
+            return MemoryForecast(0, 0, 0)
         order = np.argsort(-remaining)
         ending = remaining[order]
         longest = int(ending[0])
@@ -187,7 +187,7 @@ class RunningFootprint:
             requests[_TOKENS, order], requests[_SHARED, order], times, num_alive
         )
         held += blocks_held(sizes, ends, times)
-        return Outlook(int(held[-1]), int(held[times <= near].max()), int(held.max()))
+        return MemoryForecast(int(held[-1]), int(held[times <= near].max()), int(held.max()))
 
     @property
     def held(self) -> int:
@@ -235,17 +235,17 @@ class RunningFootprint:
         return held
 
     def _with(
-        self, newcomer: Newcomer, requests: Ints, remaining: Ints, sizes: Ints, ends: Ints
+        self, entrant: Entrant, requests: Ints, remaining: Ints, sizes: Ints, ends: Ints
     ) -> tuple[Ints, Ints, Ints]:
-        """Requests, and sizes and ends of runs, as they would be with ``newcomer`` admitted."""
-        shared = self._blocks_shared_with_last(newcomer.hashes)
-        row = (-1, newcomer.num_tokens, -1, shared, newcomer.num_tokens, self._now)
+        """Requests, and sizes and ends of runs, as they would be with ``entrant`` admitted."""
+        shared = self._blocks_shared_with_last(entrant.hashes)
+        row = (-1, entrant.num_tokens, -1, shared, entrant.num_tokens, self._now)
         requests = np.column_stack((requests, row))
         if shared:
             serial, covered = map(int, requests[[_SERIAL, _SHARED], -2])
             neighbour = (serial, covered, int(remaining[-1]))
-            sizes, ends, requests[_SHARED, -2] = self._runs.with_newcomer(
-                sizes, ends, shared, neighbour, newcomer.num_remaining
+            sizes, ends, requests[_SHARED, -2] = self._runs.with_entrant(
+                sizes, ends, shared, neighbour, entrant.num_remaining
             )
         return requests, sizes, ends
 

@@ -13,7 +13,7 @@ class AdmissionOptions:
     """Options of admission, checked by ``BatchLLMConfig``.
 
     quantile: of the output length, by which requests of unknown length are planned; None: as
-    ``Expectations`` says, a drawn one for each that runs.
+    ``LengthPredictor`` says, a drawn one for each that runs.
     overcommit: multiple of the capacity that the peak may reach. pace: multiple of the number
     of requests that pacing aims at, 0 for no pacing. Both None: by the cost rule.
     threshold: the published rule instead of all this: a request starts while the blocks held,

@@ -33,7 +33,7 @@ PEAKS_ALLOWED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class RequestLifetime:
     """What one request takes from the KV cache, from admission to end.
 
     steps: it runs. block_steps: blocks held, summed over these steps; blocks shared with
@@ -48,7 +48,9 @@ class Life:
     size: int = 1
 
     @classmethod
-    def of(cls, num_prompt_blocks: int, num_prompt_tokens: int, steps: int, size: int) -> Life:
+    def of(
+        cls, num_prompt_blocks: int, num_prompt_tokens: int, steps: int, size: int
+    ) -> RequestLifetime:
         """The life of a request that brings ``num_prompt_blocks`` blocks of its own.
 
         It holds ``num_prompt_tokens`` tokens at first, and one more in each of its ``steps``;
@@ -72,7 +74,7 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class MeanLife:
+class MeanLifetime:
     """Means over many lives.
 
     steps: a life lasts. blocks: held in a step, over a life. cohort_blocks: most that
@@ -88,27 +90,27 @@ class MeanLife:
     holding_steps: float
 
 
-class Lives:
+class LatestLifetimes:
     """Means over the latest ``window`` lives. O(1) each."""
 
     def __init__(self, window: int = 256) -> None:
         if window < 1:
             raise ValueError(f"window must be at least 1 life, got {window}")
-        self._latest: deque[Life] = deque()
+        self._latest: deque[RequestLifetime] = deque()
         self._window = window
         self._sums = [0.0] * 4
 
     def __len__(self) -> int:
         return len(self._latest)
 
-    def add(self, life: Life) -> None:
+    def add(self, life: RequestLifetime) -> None:
         """Count ``life``, and forget the oldest one if the window is full."""
         self._latest.append(life)
         self._count(life, 1)
         if len(self._latest) > self._window:
             self._count(self._latest.popleft(), -1)
 
-    def mean(self) -> MeanLife | None:
+    def mean(self) -> MeanLifetime | None:
         """The means; None before there is any life."""
         if not self._latest:
             return None
@@ -116,7 +118,7 @@ class Lives:
         steps, squares, block_steps, holding = self._sums
         mean = steps / number
         variance = max(squares / number - mean * mean, 0.0)
-        return MeanLife(
+        return MeanLifetime(
             steps=mean,
             blocks=block_steps / steps,
             cohort_blocks=self._cohort_blocks(mean),
@@ -139,7 +141,7 @@ class Lives:
             for some in starts
         )
 
-    def _count(self, life: Life, sign: int) -> None:
+    def _count(self, life: RequestLifetime, sign: int) -> None:
         values = (
             life.steps,
             life.steps**2,
@@ -150,7 +152,7 @@ class Lives:
             self._sums[at] += sign * value
 
 
-class Pace:
+class StaggeredStart:
     """How many requests may run, so that those that do are of mixed ages.
 
     The number grows over one life, a cohort at a time, to what the memory holds of requests of
@@ -179,7 +181,7 @@ class Pace:
         return self._max_running
 
     def step(
-        self, capacity_blocks: float, life: MeanLife, num_cohorts: int, pace: float = 1.0
+        self, capacity_blocks: float, life: MeanLifetime, num_cohorts: int, pace: float = 1.0
     ) -> None:
         """A paced step has begun; ``pace`` multiplies the number of requests."""
         if math.isinf(self._max_running):

@@ -7,15 +7,15 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 
 from vllm_batchllm.admission.candidate import Candidate
-from vllm_batchllm.admission.length_prediction import Expectations, Expected
-from vllm_batchllm.admission.memory_forecast import RunningFootprint
+from vllm_batchllm.admission.length_prediction import LengthPredictor, Prediction
+from vllm_batchllm.admission.memory_forecast import RunningMemory
 
 CAPACITY_SMOOTHING = 0.1
 """Weight of the newest look at how many blocks a block of tokens takes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningRequest:
     """One running request, as it was admitted.
 
     predicted: tokens of its output. num_own_blocks: those that nobody else held when it started.
@@ -30,7 +30,7 @@ class Running:
 
 
 class RunningRequests:
-    """Who runs, and their :class:`RunningFootprint`, brought up to date only where it is asked for.
+    """Who runs, and their :class:`RunningMemory`, brought up to date only where it is asked for.
 
     Args:
         num_blocks: KV blocks that requests can hold.
@@ -43,18 +43,18 @@ class RunningRequests:
         self,
         num_blocks: int,
         block_size: int,
-        expectations: Expectations,
+        predictor: LengthPredictor,
         *,
         tokens_per_hash: int | None = None,
     ) -> None:
-        self.footprint = RunningFootprint(block_size, tokens_per_hash=tokens_per_hash)
+        self.memory = RunningMemory(block_size, tokens_per_hash=tokens_per_hash)
         self.capacity = self.num_blocks = num_blocks
         self.num_guessed = 0
         self.num_held = 0
         self._blocks_per_block = 1.0
         self._block_size = block_size
-        self._expectations = expectations
-        self._by_id: dict[str, Running] = {}
+        self._expectations = predictor
+        self._by_id: dict[str, RunningRequest] = {}
         self._num_admitted = 0
         self._tokens_held: Callable[[], Mapping[str, int]] | None = None
 
@@ -71,45 +71,45 @@ class RunningRequests:
 
     def step(self, tokens_held: Callable[[], Mapping[str, int]], num_free_blocks: int) -> None:
         """A step begins; ``tokens_held`` of each running request is asked for at most once."""
-        self.footprint.step()
+        self.memory.step()
         self._tokens_held = tokens_held
         self.num_held = self.num_blocks - num_free_blocks
 
-    def add(self, expected: Expected) -> Running:
+    def add(self, expected: Prediction) -> RunningRequest:
         """A request has started."""
-        candidate, newcomer = expected.candidate, expected.newcomer
+        candidate, entrant = expected.candidate, expected.entrant
         serial = self._num_admitted
         self._num_admitted += 1
         if not candidate.length_known:
             num_steps = self._expectations.remaining(
                 candidate, expected.groups, candidate.num_generated, serial
             )
-            newcomer = replace(newcomer, num_remaining=num_steps)
-        num_shared = self.footprint.add(candidate.request_id, newcomer)
+            entrant = replace(entrant, num_remaining=num_steps)
+        num_shared = self.memory.add(candidate.request_id, entrant)
         num_own = -(-candidate.num_tokens // self._block_size) - num_shared
-        running = Running(candidate, expected.predicted, num_own, expected.groups, serial)
+        running = RunningRequest(candidate, expected.predicted, num_own, expected.groups, serial)
         self._by_id[candidate.request_id] = running
         self.num_guessed += not candidate.length_known
         return running
 
-    def pop(self, request_id: str) -> Running | None:
+    def pop(self, request_id: str) -> RunningRequest | None:
         """A request has left; None if it was not known to run."""
         running = self._by_id.pop(request_id, None)
         if running is not None:
             self.num_guessed -= not running.candidate.length_known
-            self.footprint.remove(request_id)
+            self.memory.remove(request_id)
         return running
 
     def update(self) -> None:
-        """Bring the footprint to this step, once a step; O(running)."""
+        """Bring the memory to this step, once a step; O(running)."""
         if self._tokens_held is None:
             return
-        for request_id in self.footprint.update(self._tokens_held()):
+        for request_id in self.memory.update(self._tokens_held()):
             self._expect_again(request_id)
         self._tokens_held = None
         # Where a model has several KV cache groups, a block of tokens takes several blocks; how
         # many is read off the pool.
-        expected = self.footprint.held
+        expected = self.memory.held
         if expected:
             change = self.num_held / expected - self._blocks_per_block
             self._blocks_per_block += CAPACITY_SMOOTHING * change
@@ -118,16 +118,16 @@ class RunningRequests:
     def check_integrity(self, running_ids: set[str]) -> None:
         """Raise AssertionError unless exactly ``running_ids`` are known to run. O(n)."""
         assert set(self._by_id) == running_ids, "admission and scheduler disagree on who runs"
-        assert len(self.footprint) == len(running_ids), "the footprint lost a request"
-        assert all(request_id in self.footprint for request_id in running_ids)
+        assert len(self.memory) == len(running_ids), "the memory lost a request"
+        assert all(request_id in self.memory for request_id in running_ids)
         guessed = sum(not running.candidate.length_known for running in self._by_id.values())
         assert self.num_guessed == guessed, "guessed lengths are miscounted"
 
     def _expect_again(self, request_id: str) -> None:
         running = self._by_id[request_id]
-        num_tokens = self.footprint.num_tokens(request_id)
+        num_tokens = self.memory.num_tokens(request_id)
         num_generated = num_tokens - running.candidate.num_prompt_tokens
         remaining = self._expectations.remaining(
             running.candidate, running.groups, num_generated, running.serial
         )
-        self.footprint.expect(request_id, remaining)
+        self.memory.expect(request_id, remaining)

@@ -70,13 +70,13 @@ class SharedRuns:
         ends: Ints = np.maximum.reduceat(padded, self._bounds(serials).ravel())[::2]
         return runs[_END] - runs[_START], ends
 
-    def with_newcomer(
+    def with_entrant(
         self, sizes: Ints, ends: Ints, shared: int, neighbour: tuple[int, int, int], lasts: int
     ) -> tuple[Ints, Ints, int]:
-        """Sizes and ends as they would be if a newcomer shared ``shared`` blocks.
+        """Sizes and ends as they would be if an entrant shared ``shared`` blocks.
 
         neighbour: serial, covered blocks and remaining steps of the one it shares with;
-        ``lasts``: remaining steps of the newcomer. Also the neighbour's blocks in runs then.
+        ``lasts``: remaining steps of the entrant. Also the neighbour's blocks in runs then.
         """
         serial, covered, neighbour_lasts = neighbour
         runs = self._runs

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from vllm_batchllm.admission.pacing import MeanLife
+from vllm_batchllm.admission.pacing import MeanLifetime
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -46,7 +46,7 @@ what the victim shares stays cached, and most of what is overcommitted is never 
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class StepCosts:
     """What a step costs, seconds.
 
     step_s: whatever it does. prefill_s: per prompt token. decode_s: per request that produces
@@ -75,15 +75,15 @@ class Costs:
 
 
 PLATFORM_COSTS = {
-    "cpu": Costs(step_s=1.3e-2, prefill_s=4.2e-5, decode_s=1.2e-4),
-    "cuda": Costs(step_s=1e-2, prefill_s=8e-5, decode_s=2e-5, kv_s=8e-8),
+    "cpu": StepCosts(step_s=1.3e-2, prefill_s=4.2e-5, decode_s=1.2e-4),
+    "cuda": StepCosts(step_s=1e-2, prefill_s=8e-5, decode_s=2e-5, kv_s=8e-8),
 }
 """Starting points until enough has been measured: a small model on two cores (least squares over
 the runs in ``benchmarks/results/cpu-2-cores``), and an 8B model on one data-centre GPU (weights
 read once a step; 16 GFLOP a token)."""
 
 
-def platform_costs(platform: str) -> Costs:
+def platform_costs(platform: str) -> StepCosts:
     """Costs to begin with. Raises ValueError that lists the known platforms."""
     try:
         return PLATFORM_COSTS[platform]
@@ -92,8 +92,8 @@ def platform_costs(platform: str) -> Costs:
         raise ValueError(f"no costs for platform {platform!r}; known: {known}") from None
 
 
-class CostMeter:
-    """Learns :class:`Costs` from the steps that were run.
+class StepCostMeter:
+    """Learns :class:`StepCosts` from the steps that were run.
 
     Least squares over (1, prefill tokens, decodes, KV tokens read), drawn to the platform's
     costs as if those had been seen in ``prior_steps`` steps. Old steps fade away.
@@ -102,7 +102,9 @@ class CostMeter:
     _TYPICAL = np.array([1.0, 256.0, 32.0, 16384.0])
     _BATCH = 16
 
-    def __init__(self, prior: Costs, prior_steps: float = 20.0, memory_steps: int = 1000) -> None:
+    def __init__(
+        self, prior: StepCosts, prior_steps: float = 20.0, memory_steps: int = 1000
+    ) -> None:
         self._prior = np.array([prior.step_s, prior.prefill_s, prior.decode_s, prior.kv_s])
         self._prior_matrix = np.diag(prior_steps * self._TYPICAL**2)
         self._keep = 1.0 - 1.0 / memory_steps
@@ -134,11 +136,11 @@ class CostMeter:
         self._vector = kept[0] * self._vector + seconds @ weighted
         self._solution = self._solve()
 
-    def costs(self) -> Costs:
+    def costs(self) -> StepCosts:
         """The best estimate so far; none of the figures is negative."""
         if self._pending:
             self._take_in()
-        return Costs(*map(float, self._solution))
+        return StepCosts(*map(float, self._solution))
 
     def _solve(self) -> Vector:
         matrix = self._matrix + self._prior_matrix
@@ -159,7 +161,7 @@ def solve_nonnegative(matrix: Matrix, vector: Vector) -> Vector:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class WorkAhead:
     """What is known of the work at hand.
 
     capacity_blocks: KV blocks there are. block_size: tokens in one. num_waiting: requests to
@@ -171,13 +173,13 @@ class Workload:
     capacity_blocks: int
     block_size: int
     num_waiting: int
-    life: MeanLife | None
+    life: MeanLifetime | None
     pacing: bool = False
     mean_age: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tightness:
+class AdmissionLimits:
     """What was chosen, and why.
 
     overcommit: the far future peak may reach this multiple of the capacity, where lengths are
@@ -194,13 +196,13 @@ class Tightness:
     overcommit_known: float = 1.0
 
 
-def is_worth_a_try(costs: Costs, num_tokens: int, num_steps: int) -> bool:
+def is_worth_a_try(costs: StepCosts, num_tokens: int, num_steps: int) -> bool:
     """Whether starting ``num_steps`` earlier saves more than computing ``num_tokens`` again costs."""
     return num_tokens * costs.prefill_s <= num_steps * costs.step_s
 
 
-def choose(costs: Costs, workload: Workload) -> Tightness:
-    """The tightness with the least expected time."""
+def choose_limits(costs: StepCosts, workload: WorkAhead) -> AdmissionLimits:
+    """The limits with the least expected time."""
     # Towards the end of a batch idle memory is nobody's gain: no more is lost than is to start.
     to_start = int(workload.num_waiting * workload.life.blocks) if workload.life else 0
     blocks = min(workload.capacity_blocks, to_start or workload.capacity_blocks)
@@ -210,15 +212,15 @@ def choose(costs: Costs, workload: Workload) -> Tightness:
     known = 1.0
     if _is_short(workload):
         known = max(_choose_overcommit(costs, workload, workload.capacity_blocks)[0], 1.0)
-    return Tightness(overcommit, pace, reason, num_cohorts, known)
+    return AdmissionLimits(overcommit, pace, reason, num_cohorts, known)
 
 
-def _is_short(workload: Workload) -> bool:
+def _is_short(workload: WorkAhead) -> bool:
     life = workload.life
     return life is not None and life.steps < SHORT_LIFE_BLOCKS * workload.block_size
 
 
-def _choose_overcommit(costs: Costs, workload: Workload, num_blocks: int) -> tuple[float, str]:
+def _choose_overcommit(costs: StepCosts, workload: WorkAhead, num_blocks: int) -> tuple[float, str]:
     """Fill idle memory, if the steps saved are worth more than the tokens recomputed.
 
     In the time of one life, filling a share x more of the memory saves a share x of the steps,
@@ -240,7 +242,7 @@ def _choose_overcommit(costs: Costs, workload: Workload, num_blocks: int) -> tup
     )
 
 
-def _choose_pace(workload: Workload) -> tuple[float | None, int, str]:
+def _choose_pace(workload: WorkAhead) -> tuple[float | None, int, str]:
     """Pace starts, if mixed ages save more steps than filling the memory slowly costs.
 
     In lives: requests in so many cohorts hold some multiple of their mean at the worst time, so

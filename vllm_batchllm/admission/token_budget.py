@@ -62,7 +62,7 @@ def step_tokens(
     return min(most, max(MIN_STEP_TOKENS, int(most_running * per_output)))
 
 
-class StepBudget:
+class TokenBudget:
     """The tokens of one step after the other, for an engine of the given sizes.
 
     Args: as for :func:`step_tokens`; tokens_per_decode: of one running request, drafts included.

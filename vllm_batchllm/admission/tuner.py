@@ -9,8 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from vllm_batchllm.admission.pacing import Life, Lives, MeanLife, Pace
-from vllm_batchllm.admission.step_costs import CostMeter, Costs, Tightness, Workload, choose
+from vllm_batchllm.admission.pacing import (
+    LatestLifetimes,
+    MeanLifetime,
+    RequestLifetime,
+    StaggeredStart,
+)
+from vllm_batchllm.admission.step_costs import (
+    AdmissionLimits,
+    StepCostMeter,
+    StepCosts,
+    WorkAhead,
+    choose_limits,
+)
 
 ENOUGH_LIVES = 8
 """Lives seen before they are planned with: the first member of a group brings its prefix, so
@@ -20,8 +31,8 @@ STEPS_PER_CHOICE = 16
 """Steps between two estimates of the costs, and between two choices by them."""
 
 
-class TightnessPlanner:
-    """Chooses the :class:`Tightness` as work comes and goes, and keeps the pace.
+class LimitTuner:
+    """Chooses the :class:`AdmissionLimits` as work comes and goes, and keeps the pace.
 
     Args:
         block_size: tokens per block.
@@ -33,7 +44,7 @@ class TightnessPlanner:
     def __init__(
         self,
         block_size: int,
-        costs: Costs,
+        costs: StepCosts,
         overcommit: float | None,
         pace: float | None,
         clock: Callable[[], float] | None,
@@ -41,11 +52,11 @@ class TightnessPlanner:
         self.costs = costs
         self._block_size = block_size
         self._fixed = (overcommit, pace)
-        self.tightness = self._by_hand(Tightness(1.0, None, "nothing to choose by yet"))
-        self._planned, self._lived = Lives(), Lives()
-        self._life: MeanLife | None = None
-        self._pace = Pace()
-        self._meter = CostMeter(costs)
+        self.limits = self._by_hand(AdmissionLimits(1.0, None, "nothing to choose by yet"))
+        self._planned, self._lived = LatestLifetimes(), LatestLifetimes()
+        self._life: MeanLifetime | None = None
+        self._pace = StaggeredStart()
+        self._meter = StepCostMeter(costs)
         self._clock = clock
         self._began_s: float | None = None
         self._work: tuple[int, int, int] | None = None
@@ -66,9 +77,9 @@ class TightnessPlanner:
         """Measure nothing from now on."""
         self._clock = None
 
-    def measure_by(self, clock: Callable[[], float] | None, costs: Costs) -> None:
+    def measure_by(self, clock: Callable[[], float] | None, costs: StepCosts) -> None:
         """Start again from ``costs``, and measure by another clock, seconds; None keeps them."""
-        self.costs, self._meter, self._clock = costs, CostMeter(costs), clock
+        self.costs, self._meter, self._clock = costs, StepCostMeter(costs), clock
         self._began_s = self._work = None
 
     def step(
@@ -88,8 +99,8 @@ class TightnessPlanner:
         self._num_steps += 1
         self._capacity, self._num_waiting = capacity_blocks, num_waiting
         if not anything_running:
-            self._planned, self._lived, self._life = Lives(), Lives(), None
-            self._pace = Pace()
+            self._planned, self._lived, self._life = LatestLifetimes(), LatestLifetimes(), None
+            self._pace = StaggeredStart()
         if self._life is None or not self._num_steps % STEPS_PER_CHOICE:
             self._choose()
         self._set_pace()
@@ -98,14 +109,14 @@ class TightnessPlanner:
         """What the step does, in tokens: prefilled, produced, read from the KV cache."""
         self._work = (num_prefill, num_decode, num_kv)
 
-    def plan(self, life: Life) -> None:
+    def plan(self, life: RequestLifetime) -> None:
         """A request starts whose life is known."""
         self._planned.add(life)
         if self._life is None:  # at once, before one step has filled the memory
             self._choose()
             self._set_pace()
 
-    def lived(self, life: Life) -> None:
+    def lived(self, life: RequestLifetime) -> None:
         """A request has ended."""
         self._lived.add(life)
 
@@ -120,7 +131,7 @@ class TightnessPlanner:
         self._life = lives.mean()
         assert self._life is not None
         is_paced = math.isfinite(self._pace.max_running)
-        workload = Workload(
+        workload = WorkAhead(
             self._capacity,
             self._block_size,
             self._num_waiting,
@@ -128,16 +139,16 @@ class TightnessPlanner:
             is_paced,
             self._mean_age(),
         )
-        self.tightness = self._by_hand(choose(self.costs, workload))
+        self.limits = self._by_hand(choose_limits(self.costs, workload))
 
     def _set_pace(self) -> None:
-        tightness = self.tightness
-        if tightness.pace is None or self._life is None:
+        limits = self.limits
+        if limits.pace is None or self._life is None:
             self._pace.stop()
         else:
-            self._pace.step(self._capacity, self._life, tightness.num_cohorts, tightness.pace)
+            self._pace.step(self._capacity, self._life, limits.num_cohorts, limits.pace)
 
-    def _by_hand(self, chosen: Tightness) -> Tightness:
+    def _by_hand(self, chosen: AdmissionLimits) -> AdmissionLimits:
         """``chosen``, with what the user has fixed."""
         overcommit, pace, reason = chosen.overcommit, chosen.pace, chosen.reason
         fixed_overcommit, fixed_pace = self._fixed
@@ -147,7 +158,9 @@ class TightnessPlanner:
         if fixed_pace is not None:
             pace = fixed_pace or None
             reason = f"pace {fixed_pace:g} as set; {reason}"
-        return Tightness(overcommit, pace, reason, chosen.num_cohorts, chosen.overcommit_known)
+        return AdmissionLimits(
+            overcommit, pace, reason, chosen.num_cohorts, chosen.overcommit_known
+        )
 
     def _measure(self, anything_running: bool) -> None:
         """Learn from the time since the last step, unless the engine was idle in between."""

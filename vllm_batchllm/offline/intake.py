@@ -11,7 +11,7 @@ from typing import Any
 from vllm.exceptions import VLLMServerError, VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
-from vllm_batchllm.admission.limits import problem_of
+from vllm_batchllm.admission.never_served import problem_of
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.offline.batch import Batch
 from vllm_batchllm.offline.duplicates import may_share_answer

@@ -38,7 +38,7 @@ class BatchReport:
         error absolute; 0.0 where none was compared.
     hit_tokens_by_level: prompt tokens found in the cache by level of the prefix tree, the widest
         shared prefix first; the last entry holds all deeper levels.
-    overcommit, pace: the tightness of admission at the end (pace 0: no limit); admission_choice:
+    overcommit, pace: the limits of admission at the end (pace 0: no limit); admission_choice:
         what was chosen, and why, in words.
     """
 

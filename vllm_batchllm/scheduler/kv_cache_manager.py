@@ -3,7 +3,7 @@
 
 ``Scheduler.schedule`` ends the admissions of a step when ``allocate_slots`` returns None for a
 waiting request. That is the one place where the number of running requests can be decided
-without copying any of it. The decision itself is :class:`Admission`'s; this file only turns
+without copying any of it. The decision itself is :class:`AdmissionController`'s; this file only turns
 vLLM's calls into its words.
 """
 
@@ -19,7 +19,7 @@ from vllm.v1.core.sched import scheduler as scheduler_module
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_batchllm.admission.candidate import Candidate
-from vllm_batchllm.admission.controller import Admission
+from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.length_estimator import hint_from
 from vllm_batchllm.compat.patching import substituted
 
@@ -35,7 +35,7 @@ class GatedKVCacheManager(KVCacheManager):
     call that only passes on was 5 % of a step of 256 requests.
     """
 
-    admission: Admission | None = None
+    admission: AdmissionController | None = None
     outranks: Callable[[Request], bool] | None = None
     """Whether a request is more urgent than one that runs; None where no request is. Such a one is
     not asked to wait: vLLM preempts the less urgent if memory ends."""

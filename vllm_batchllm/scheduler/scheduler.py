@@ -22,11 +22,11 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, StreamingUpdate
 
-from vllm_batchllm.admission.controller import Admission
-from vllm_batchllm.admission.limits import problem_of
+from vllm_batchllm.admission.controller import AdmissionController
+from vllm_batchllm.admission.never_served import problem_of
 from vllm_batchllm.admission.options import AdmissionOptions, admission_options
 from vllm_batchllm.admission.step_costs import platform_costs
-from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, StepBudget
+from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, TokenBudget
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.features import end_with_error
 from vllm_batchllm.compat.patching import install_counters_utility
@@ -85,7 +85,7 @@ class PrefixGroupMixin(Scheduler):
         )
         self.admission = self._make_admission(options) if options is not None else None
         self._most_step_tokens = self.max_num_scheduled_tokens
-        self.step_budget = self._make_step_budget(_platform())
+        self.token_budget = self._make_token_budget(_platform())
         if shares_prefixes:
             self.waiting = self._make_queue()
         install_counters_utility()
@@ -133,9 +133,9 @@ class PrefixGroupMixin(Scheduler):
         self.batchllm_transport.attach(stats, self.batchllm_snapshot, can_wait=is_busy)
         return stats
 
-    def _make_admission(self, options: AdmissionOptions) -> Admission:
+    def _make_admission(self, options: AdmissionOptions) -> AdmissionController:
         manager = self.kv_cache_manager
-        manager.admission = Admission(
+        manager.admission = AdmissionController(
             manager.num_usable_blocks,
             self.block_size,
             platform_costs(_platform()),
@@ -146,14 +146,14 @@ class PrefixGroupMixin(Scheduler):
         )
         if self.policy == SchedulingPolicy.PRIORITY:
             manager.outranks = self._outranks
-        admission: Admission = manager.admission
+        admission: AdmissionController = manager.admission
         return admission
 
     def _outranks(self, request: Request) -> bool:
         """Whether ``request`` is more urgent than one that runs. O(running), once an admission."""
         return any(other.priority > request.priority for other in self.running)
 
-    def _begin_step(self, admission: Admission) -> None:
+    def _begin_step(self, admission: AdmissionController) -> None:
         manager = self.kv_cache_manager
         # vLLM's own queue, of those who wait with blocks, opens nothing; some lose them (a
         # transfer that failed) and start anew.
@@ -169,21 +169,21 @@ class PrefixGroupMixin(Scheduler):
         if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
             put_victims_last(self.running, manager, self.block_size)
         self._tell_choice(admission)
-        if self.step_budget.spreads:
-            self.max_num_scheduled_tokens = self.step_budget.tokens(
+        if self.token_budget.spreads:
+            self.max_num_scheduled_tokens = self.token_budget.tokens(
                 self.waiting.outstanding(),
                 num_running=len(self.running),
                 output_is_guessed=admission.guesses_lengths,
                 mean_output=admission.mean_output,
             )
 
-    def _make_step_budget(self, platform: str) -> StepBudget:
+    def _make_token_budget(self, platform: str) -> TokenBudget:
         config = self.batchllm_config
         # By priority there may be as many queues to add up in each step as requests that wait.
         is_one_line = self.policy == SchedulingPolicy.FCFS
         can_split = is_one_line and bool(self.scheduler_config.enable_chunked_prefill)
         spreads = can_split and config.spread_prefills and config.admission_rule == "future"
-        return StepBudget(
+        return TokenBudget(
             most=self._most_step_tokens,
             ridge=PLATFORM_RIDGE[platform] if spreads else 0,
             capacity_tokens=self.batchllm_counters.kv_blocks * self.block_size,
@@ -194,18 +194,18 @@ class PrefixGroupMixin(Scheduler):
     def act_on(self, platform: str, clock: Callable[[], float] | None = None) -> None:
         """Decide as on another platform, and measure by another clock: for simulations."""
         if self.admission is not None:
-            self.step_budget = self._make_step_budget(platform)
-            self.admission.planner.measure_by(clock, platform_costs(platform))
+            self.token_budget = self._make_token_budget(platform)
+            self.admission.tuner.measure_by(clock, platform_costs(platform))
 
     def _tokens_held(self) -> dict[str, int]:
         return {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running}
 
-    def _tell_choice(self, admission: Admission) -> None:
+    def _tell_choice(self, admission: AdmissionController) -> None:
         """Log what was chosen first, and whenever pacing starts or ends."""
-        is_paced = admission.tightness.pace is not None
-        if admission.planner.has_chosen and is_paced != self._told_pacing:
+        is_paced = admission.limits.pace is not None
+        if admission.tuner.has_chosen and is_paced != self._told_pacing:
             self._told_pacing = is_paced
-            logger.info("Admission: %s", admission.tightness.reason)
+            logger.info("Admission: %s", admission.limits.reason)
 
     def _make_queue(self) -> PrefixGroupQueue:
         order = make_order(self.batchllm_config.order)
@@ -223,7 +223,7 @@ class PrefixGroupMixin(Scheduler):
         """Tokens of output that ``request`` is expected to have, for orders that ask."""
         if self.admission is None:
             return int(request.max_tokens)
-        return self.admission.expectations.median_output(candidate_of(request, self.max_model_len))
+        return self.admission.predictor.median_output(candidate_of(request, self.max_model_len))
 
     def _check_async_mode(self, vllm_config: VllmConfig) -> None:
         wanted = bool(vllm_config.scheduler_config.async_scheduling)

@@ -13,7 +13,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Protocol, Self
 
-from vllm_batchllm.admission.step_costs import Costs
+from vllm_batchllm.admission.step_costs import StepCosts
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import Device
 from vllm_batchllm.simulate.models import ModelShape
@@ -160,7 +160,7 @@ class Roofline:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredCosts(Costs):
+class MeasuredCosts(StepCosts):
     """What a step costs on a real engine, seconds.
 
     kv_s: here per token of KV that a decode attends to, shared or not: computing. held_s: per
@@ -172,7 +172,7 @@ class MeasuredCosts(Costs):
     pair_s: float = 0.0
 
     @classmethod
-    def of(cls, costs: Costs) -> Self:
+    def of(cls, costs: StepCosts) -> Self:
         """The same costs, with nothing for memory and pairs apart."""
         return cls(**asdict(costs))
 

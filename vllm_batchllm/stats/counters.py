@@ -48,7 +48,7 @@ class ScheduleCounters:
         prefix first; the last entry holds all deeper levels.
     hash_block_size: tokens per block hash, the grain of sharing. kv_blocks: KV blocks that
         requests can hold. max_tokens_held: tokens of one request that fit the whole cache; 0 if
-        that is not bounded. overcommit, pace: the tightness of admission now (pace 0: no limit); choice: why, in words,
+        that is not bounded. overcommit, pace: the limits of admission now (pace 0: no limit); choice: why, in words,
         while it is paced or else when it was first chosen.
     """
 

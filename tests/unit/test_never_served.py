@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_batchllm.admission.limits import problem_of
+from vllm_batchllm.admission.never_served import problem_of
 
 
 def test_what_fits_has_no_problem() -> None:

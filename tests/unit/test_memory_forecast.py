@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.admission.memory_forecast import Newcomer, RunningFootprint
+from vllm_batchllm.admission.memory_forecast import Entrant, RunningMemory
 from vllm_batchllm.prefix.hashing import num_equal
 
 Path = tuple[int, ...]
@@ -26,9 +26,9 @@ class Request:
     num_remaining: int
 
     @property
-    def newcomer(self) -> Newcomer:
+    def entrant(self) -> Entrant:
         hashes = [self.path[: end + 1] for end in range(len(self.path))]
-        return Newcomer(hashes, self.num_tokens, self.num_remaining)
+        return Entrant(hashes, self.num_tokens, self.num_remaining)
 
     def blocks_at(self, step: int, block_size: int) -> set[Any]:
         if step > self.num_remaining:
@@ -63,87 +63,87 @@ def batches(draw: st.DrawFn) -> tuple[int, list[Request]]:
 
 
 @given(batches(), st.integers(0, 15), st.randoms(use_true_random=False))
-def test_the_outlook_is_that_of_a_simulation_with_block_ids(batch, horizon, random) -> None:
+def test_the_forecast_is_that_of_a_simulation_with_block_ids(batch, horizon, random) -> None:
     """Requests come in depth-first order and leave in any: then sharing is exact."""
     block_size, requests = batch
-    footprint = RunningFootprint(block_size)
+    memory = RunningMemory(block_size)
     running: list[Request] = []
     for request in requests:
         expected = simulate([*running, request], block_size)
-        outlook = footprint.outlook(request.newcomer)
-        assert outlook.held == expected[0]
+        forecast = memory.forecast(request.entrant)
+        assert forecast.held == expected[0]
         until, near = horizon, min(horizon, 4)
-        bounded = footprint.outlook(request.newcomer, near=near, until=until)
+        bounded = memory.forecast(request.entrant, near=near, until=until)
         assert bounded.held == expected[0]
         assert bounded.near == max(expected[: near + 1])
         assert bounded.peak == max(expected[: until + 1])
-        assert not footprint.fits_whatever_happens(request.newcomer, max(expected) - 1)
-        assert outlook.peak == max(expected)
+        assert not memory.fits_whatever_happens(request.entrant, max(expected) - 1)
+        assert forecast.peak == max(expected)
         if random.random() < 0.8:
-            footprint.add(str(request.name), request.newcomer)
+            memory.add(str(request.name), request.entrant)
             running.append(request)
-            assert footprint.outlook() == outlook, "looking ahead differs from admitting"
-            assert footprint.held == outlook.held
+            assert memory.forecast() == forecast, "looking ahead differs from admitting"
+            assert memory.held == forecast.held
         while running and random.random() < 0.3:
-            footprint.remove(str(running.pop(random.randrange(len(running))).name))
-        assert footprint.outlook().peak == max(simulate(running, block_size))
+            memory.remove(str(running.pop(random.randrange(len(running))).name))
+        assert memory.forecast().peak == max(simulate(running, block_size))
 
 
 @given(batches(), st.randoms(use_true_random=False))
 def test_out_of_order_a_shared_block_may_count_twice_but_never_not_at_all(batch, random) -> None:
     block_size, requests = batch
     random.shuffle(requests)
-    footprint = RunningFootprint(block_size)
+    memory = RunningMemory(block_size)
     for request in requests:
-        footprint.add(str(request.name), request.newcomer)
+        memory.add(str(request.name), request.entrant)
     alone = sum(max(simulate([request], block_size)) for request in requests)
-    assert max(simulate(requests, block_size)) <= footprint.outlook().peak <= alone
+    assert max(simulate(requests, block_size)) <= memory.forecast().peak <= alone
 
 
 @given(batches(), st.integers(1, 6))
 def test_steps_pass_and_the_peak_ahead_stays_that_of_the_simulation(batch, num_steps) -> None:
     block_size, requests = batch
-    footprint = RunningFootprint(block_size)
+    memory = RunningMemory(block_size)
     for request in requests:
-        footprint.add(str(request.name), request.newcomer)
+        memory.add(str(request.name), request.entrant)
     expected = simulate(requests, block_size)
     for step in range(1, num_steps + 1):
         for request in requests:
             if request.num_remaining == step - 1:
-                footprint.remove(str(request.name))
+                memory.remove(str(request.name))
         alive = [request for request in requests if request.num_remaining >= step]
-        assert footprint.update({str(r.name): r.num_tokens + step for r in alive}) == []
-        assert footprint.outlook().peak == max(expected[step:], default=0)
+        assert memory.update({str(r.name): r.num_tokens + step for r in alive}) == []
+        assert memory.forecast().peak == max(expected[step:], default=0)
 
 
 def test_a_group_holds_its_prefix_once_and_until_its_last_member_ends() -> None:
-    footprint = RunningFootprint(block_size=10)
-    footprint.add("short", Newcomer(["p", "q", "a"], 30, 5))
-    assert footprint.add("long", Newcomer(["p", "q", "b"], 30, 25)) == 2
-    assert footprint.held == 2 + 1 + 1
-    outlook = footprint.outlook()
-    assert outlook.peak == 3 + 3, "the long one alone: 55 tokens"
-    assert footprint.tokens == 60
-    footprint.remove("short")
-    assert footprint.held == 3
+    memory = RunningMemory(block_size=10)
+    memory.add("short", Entrant(["p", "q", "a"], 30, 5))
+    assert memory.add("long", Entrant(["p", "q", "b"], 30, 25)) == 2
+    assert memory.held == 2 + 1 + 1
+    forecast = memory.forecast()
+    assert forecast.peak == 3 + 3, "the long one alone: 55 tokens"
+    assert memory.tokens == 60
+    memory.remove("short")
+    assert memory.held == 3
 
 
 def test_who_outgrows_the_prediction_is_named_and_can_be_predicted_anew() -> None:
-    footprint = RunningFootprint(block_size=10)
-    footprint.add("a", Newcomer([], 10, 3))
-    footprint.add("b", Newcomer([], 10, 30))
-    assert footprint.update({"b": 13, "a": 13}) == []
-    assert footprint.update({"a": 14}) == ["a"]
-    assert footprint.num_tokens("a") == 14
-    footprint.expect("a", 100)
-    assert footprint.update({}) == []
-    assert footprint.outlook().peak == 12, "114 tokens, long after b has ended"
+    memory = RunningMemory(block_size=10)
+    memory.add("a", Entrant([], 10, 3))
+    memory.add("b", Entrant([], 10, 30))
+    assert memory.update({"b": 13, "a": 13}) == []
+    assert memory.update({"a": 14}) == ["a"]
+    assert memory.num_tokens("a") == 14
+    memory.expect("a", 100)
+    assert memory.update({}) == []
+    assert memory.forecast().peak == 12, "114 tokens, long after b has ended"
 
 
 def test_hashes_may_be_finer_than_blocks() -> None:
-    footprint = RunningFootprint(block_size=4, tokens_per_hash=2)
-    footprint.add("a", Newcomer([1, 2, 3, 4, 5], 10, 0))
-    assert footprint.add("b", Newcomer([1, 2, 3, 40, 50], 10, 0)) == 1, "6 tokens: 1 full block"
+    memory = RunningMemory(block_size=4, tokens_per_hash=2)
+    memory.add("a", Entrant([1, 2, 3, 4, 5], 10, 0))
+    assert memory.add("b", Entrant([1, 2, 3, 40, 50], 10, 0)) == 1, "6 tokens: 1 full block"
 
 
 @pytest.mark.parametrize(
@@ -155,17 +155,17 @@ def test_hashes_may_be_finer_than_blocks() -> None:
 )
 def test_bad_figures_are_refused(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
-        RunningFootprint(**arguments)
+        RunningMemory(**arguments)
 
 
 def test_requests_twice_or_unknown_are_refused() -> None:
-    footprint = RunningFootprint(block_size=4)
-    footprint.add("a", Newcomer([], 4, 1))
+    memory = RunningMemory(block_size=4)
+    memory.add("a", Entrant([], 4, 1))
     with pytest.raises(ValueError, match="request a runs already"):
-        footprint.add("a", Newcomer([], 4, 1))
+        memory.add("a", Entrant([], 4, 1))
     for call in (
-        footprint.remove,
-        footprint.num_tokens,
+        memory.remove,
+        memory.num_tokens,
     ):
         with pytest.raises(KeyError):
             call("b")
@@ -182,18 +182,18 @@ def test_the_common_prefix_of_chained_hashes(left, right) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 30)), max_size=8))
 def test_the_mean_age_weighs_requests_by_what_they_hold(requests) -> None:
-    footprint = RunningFootprint(block_size=4)
+    memory = RunningMemory(block_size=4)
     for name, (num_tokens, _) in enumerate(requests):
-        footprint.add(str(name), Newcomer((), num_tokens, 99))
+        memory.add(str(name), Entrant((), num_tokens, 99))
     held = {str(name): first + age for name, (first, age) in enumerate(requests)}
-    footprint.update(held)
+    memory.update(held)
     total = sum(held.values())
     expected = sum(held[str(name)] * age for name, (_, age) in enumerate(requests))
-    assert footprint.mean_age == pytest.approx(expected / total if total else 0.0)
-    assert footprint.tokens == total
+    assert memory.mean_age == pytest.approx(expected / total if total else 0.0)
+    assert memory.tokens == total
     if requests:
-        footprint.remove("0")
-        assert footprint.tokens == total - held["0"]
+        memory.remove("0")
+        assert memory.tokens == total - held["0"]
 
 
 @given(
@@ -203,19 +203,19 @@ def test_the_mean_age_weighs_requests_by_what_they_hold(requests) -> None:
     looks=st.sets(st.integers(0, 18)),
 )
 def test_the_tokens_held_are_known_in_every_step_whether_or_not_anybody_looks(lives, looks) -> None:
-    footprint = RunningFootprint(block_size=4)
+    memory = RunningMemory(block_size=4)
     for step in range(20):
-        footprint.step()
+        memory.step()
         for name, (start, tokens, length) in enumerate(lives):
             if start == step:
-                footprint.add(str(name), Newcomer((), tokens, length))
+                memory.add(str(name), Entrant((), tokens, length))
             if start + length == step:
-                footprint.remove(str(name))
+                memory.remove(str(name))
         held = {
             str(name): tokens + step - start
             for name, (start, tokens, length) in enumerate(lives)
             if start <= step < start + length
         }
         if step in looks:
-            footprint.update(held)
-        assert footprint.tokens == sum(held.values())
+            memory.update(held)
+        assert memory.tokens == sum(held.values())

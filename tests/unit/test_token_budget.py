@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vllm_batchllm.admission.token_budget import (
     MIN_STEP_TOKENS,
     Outstanding,
-    StepBudget,
+    TokenBudget,
     step_tokens,
 )
 
@@ -59,15 +59,15 @@ def test_between_the_least_and_the_most(requests: int, prompt: int, output: int,
     assert min(most, MIN_STEP_TOKENS) <= found <= most
 
 
-def budget(**figures: int) -> StepBudget:
+def budget(**figures: int) -> TokenBudget:
     defaults = {"most": 16384, "ridge": 256, "capacity_tokens": 99_000, "max_num_seqs": 1024}
-    return StepBudget(**(defaults | figures))
+    return TokenBudget(**(defaults | figures))
 
 
 NOTHING = Outstanding(0, 0, 0)
 
 
-def next_tokens(of: StepBudget, outstanding: Outstanding, num_running: int, **guess: Any) -> int:
+def next_tokens(of: TokenBudget, outstanding: Outstanding, num_running: int, **guess: Any) -> int:
     guess = {"output_is_guessed": False, "mean_output": None} | guess
     return of.tokens(outstanding, num_running=num_running, **guess)
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from vllm_batchllm.admission.pacing import (
     FULL_SHARE,
     MIN_SHARE,
-    Life,
-    Lives,
-    MeanLife,
-    Pace,
+    LatestLifetimes,
+    MeanLifetime,
+    RequestLifetime,
+    StaggeredStart,
 )
 
 
@@ -30,7 +30,7 @@ def held_over_a_life(own: int, tokens: int, steps: int, size: int) -> list[int]:
 def test_a_life_is_the_sum_over_its_steps(tokens, steps, size, data) -> None:
     own = data.draw(st.integers(0, -(-tokens // size)))
     held = held_over_a_life(own, tokens, steps, size)
-    life = Life.of(own, tokens, steps, size)
+    life = RequestLifetime.of(own, tokens, steps, size)
     assert (life.steps, life.block_steps, life.full_blocks) == (steps, sum(held), held[-1])
 
 
@@ -39,8 +39,11 @@ def test_a_life_is_the_sum_over_its_steps(tokens, steps, size, data) -> None:
     st.integers(1, 10),
 )
 def test_means_are_those_of_the_latest_lives(figures, window) -> None:
-    lives = Lives(window)
-    kept = [Life(steps, float(steps * blocks), blocks, steps + 1) for steps, blocks in figures]
+    lives = LatestLifetimes(window)
+    kept = [
+        RequestLifetime(steps, float(steps * blocks), blocks, steps + 1)
+        for steps, blocks in figures
+    ]
     for life in kept:
         lives.add(life)
     kept = kept[-window:]
@@ -59,17 +62,17 @@ def test_means_are_those_of_the_latest_lives(figures, window) -> None:
 
 
 def test_without_lives_there_are_no_means() -> None:
-    assert Lives().mean() is None
+    assert LatestLifetimes().mean() is None
     with pytest.raises(ValueError, match="window must be at least 1 life, got 0"):
-        Lives(0)
+        LatestLifetimes(0)
 
 
-LIFE = MeanLife(
+LIFE = MeanLifetime(
     steps=96, blocks=6, cohort_blocks=(7, 6.5, 6, 6, 6, 6, 6, 6), spread=0.0, holding_steps=96
 )
 
 
-def paced(pace: Pace, num_steps: int, factor: float = 1.0) -> list[float]:
+def paced(pace: StaggeredStart, num_steps: int, factor: float = 1.0) -> list[float]:
     limits = []
     for _ in range(num_steps):
         pace.step(750, LIFE, 3, factor)
@@ -78,7 +81,7 @@ def paced(pace: Pace, num_steps: int, factor: float = 1.0) -> list[float]:
 
 
 def test_the_number_grows_one_cohort_at_a_time() -> None:
-    limits = paced(Pace(), 200)
+    limits = paced(StaggeredStart(), 200)
     full = FULL_SHARE * 750 / 6
     assert sorted(set(limits)) == pytest.approx([full / 3, full * 2 / 3, full])
     assert limits == sorted(limits)
@@ -86,11 +89,11 @@ def test_the_number_grows_one_cohort_at_a_time() -> None:
 
 
 def test_a_factor_scales_the_number() -> None:
-    assert paced(Pace(), 100, 0.5)[-1] == pytest.approx(0.5 * FULL_SHARE * 750 / 6)
+    assert paced(StaggeredStart(), 100, 0.5)[-1] == pytest.approx(0.5 * FULL_SHARE * 750 / 6)
 
 
 def test_until_it_is_paced_nothing_is_limited() -> None:
-    pace = Pace()
+    pace = StaggeredStart()
     assert math.isinf(pace.max_running)
     paced(pace, 5)
     assert math.isfinite(pace.max_running)
@@ -100,7 +103,7 @@ def test_until_it_is_paced_nothing_is_limited() -> None:
 
 
 def test_the_number_is_lowered_while_the_peak_keeps_ending_admissions() -> None:
-    pace = Pace()
+    pace = StaggeredStart()
     limits = []
     for _ in range(96 * 8):
         pace.step(750, LIFE, 3)
@@ -111,7 +114,7 @@ def test_the_number_is_lowered_while_the_peak_keeps_ending_admissions() -> None:
 
 
 def test_a_few_refusals_at_the_peak_change_nothing() -> None:
-    pace = Pace()
+    pace = StaggeredStart()
     for step in range(96 * 8):
         pace.step(750, LIFE, 3)
         if step % 40 == 0:
@@ -123,9 +126,9 @@ def test_a_few_refusals_at_the_peak_change_nothing() -> None:
 def test_cohorts_hold_what_a_roll_of_their_profiles_says(own, tokens, steps, size) -> None:
     own = min(own, -(-tokens // size))
     held = held_over_a_life(own, tokens, steps, size)
-    life = Life.of(own, tokens, steps, size)
+    life = RequestLifetime.of(own, tokens, steps, size)
     assert life.profile().tolist() == held
-    lives = Lives()
+    lives = LatestLifetimes()
     lives.add(life)
     mean = lives.mean()
     assert mean is not None
@@ -137,13 +140,13 @@ def test_cohorts_hold_what_a_roll_of_their_profiles_says(own, tokens, steps, siz
 
 def test_a_paced_population_fills_the_memory_evenly() -> None:
     """A population simulation: after one life the blocks held stay near the capacity."""
-    life = Life.of(4, 576, 96, 32)
-    lives = Lives()
+    life = RequestLifetime.of(4, 576, 96, 32)
+    lives = LatestLifetimes()
     lives.add(life)
     mean = lives.mean()
     assert mean is not None
     held = held_over_a_life(4, 576, 96, 32)
-    pace, ages, totals = Pace(), [], []
+    pace, ages, totals = StaggeredStart(), [], []
     for _ in range(600):
         ages = [age + 1 for age in ages if age + 1 < life.steps]
         pace.step(750, mean, 3)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_batchllm.admission.candidate import Candidate
-from vllm_batchllm.admission.length_prediction import Expectations, drawn_quantile
+from vllm_batchllm.admission.length_prediction import LengthPredictor, drawn_quantile
 from vllm_batchllm.admission.running_requests import RunningRequests
 
 
@@ -31,73 +31,71 @@ def test_draws_are_even() -> None:
 
 
 def test_requests_that_run_are_planned_together_as_they_were_seen() -> None:
-    expectations = Expectations(None, lag=0)
+    predictor = LengthPredictor(None, lag=0)
     for n in range(1000):
-        expectations.lengths.learn((), 400 if n % 10 == 0 else 16)
-    steps = Counter(expectations.remaining(request("r"), (), 0, n) for n in range(2000))
+        predictor.lengths.learn((), 400 if n % 10 == 0 else 16)
+    steps = Counter(predictor.remaining(request("r"), (), 0, n) for n in range(2000))
     assert set(steps) == {15, 399}
     assert 140 < steps[399] < 260, "a tenth, give or take"
 
 
 def test_who_asks_to_start_is_not_held_back_by_a_draw() -> None:
-    expectations = Expectations(None, lag=0)
+    predictor = LengthPredictor(None, lag=0)
     for n in range(1000):
-        expectations.lengths.learn((), 400 if n % 10 == 0 else 16)
-    assert {expectations.of(request(f"r{n}")).predicted for n in range(200)} == {16}
+        predictor.lengths.learn((), 400 if n % 10 == 0 else 16)
+    assert {predictor.of(request(f"r{n}")).predicted for n in range(200)} == {16}
 
 
 def test_one_quantile_plans_all_alike() -> None:
-    expectations = Expectations(0.8, lag=0)
+    predictor = LengthPredictor(0.8, lag=0)
     for n in range(1000):
-        expectations.lengths.learn((), 400 if n % 10 == 0 else 16)
-    assert {expectations.of(request(f"r{n}")).predicted for n in range(50)} == {16}
-    assert {expectations.remaining(request("r"), (), 0, n) for n in range(50)} == {15}
+        predictor.lengths.learn((), 400 if n % 10 == 0 else 16)
+    assert {predictor.of(request(f"r{n}")).predicted for n in range(50)} == {16}
+    assert {predictor.remaining(request("r"), (), 0, n) for n in range(50)} == {15}
 
 
 @given(st.lists(st.integers(1, 400), max_size=30), st.integers(0, 399), st.text())
 def test_an_expectation_is_bounded(lengths: list[int], num_generated: int, name: str) -> None:
-    expectations = Expectations(None, lag=1)
+    predictor = LengthPredictor(None, lag=1)
     for length in lengths:
-        expectations.lengths.learn((), length)
+        predictor.lengths.learn((), length)
     candidate = request(name, num_generated)
-    expected = expectations.of(candidate)
+    expected = predictor.of(candidate)
     assert num_generated < expected.predicted <= 400
-    assert expected.newcomer.num_remaining == expected.predicted - num_generated - 1 + 1
-    assert (
-        1 <= expectations.remaining(candidate, (), num_generated, len(name)) <= 400 - num_generated
-    )
+    assert expected.entrant.num_remaining == expected.predicted - num_generated - 1 + 1
+    assert 1 <= predictor.remaining(candidate, (), num_generated, len(name)) <= 400 - num_generated
 
 
 def test_the_same_request_is_expected_alike_whenever_it_is_asked_about() -> None:
-    expectations = Expectations(None, lag=0)
+    predictor = LengthPredictor(None, lag=0)
     for n in range(100):
-        expectations.lengths.learn((), n + 1)
-    first = expectations.of(request("a"))
-    expectations.forget()
-    assert expectations.of(request("a")) == first
-    assert len({expectations.remaining(request("a"), (), n, 5) + n for n in range(50)}) > 10
+        predictor.lengths.learn((), n + 1)
+    first = predictor.of(request("a"))
+    predictor.forget()
+    assert predictor.of(request("a")) == first
+    assert len({predictor.remaining(request("a"), (), n, 5) + n for n in range(50)}) > 10
 
 
 @pytest.mark.parametrize("quantile", [None, 0.5])
 def test_known_lengths_and_hints_are_taken_as_they_are(quantile: float | None) -> None:
-    expectations = Expectations(quantile, lag=0)
-    expectations.lengths.learn((), 7)
-    assert expectations.of(request("a", length_known=True)).predicted == 400
-    assert expectations.of(request("b", hint=33)).predicted == 33
+    predictor = LengthPredictor(quantile, lag=0)
+    predictor.lengths.learn((), 7)
+    assert predictor.of(request("a", length_known=True)).predicted == 400
+    assert predictor.of(request("b", hint=33)).predicted == 33
 
 
 def test_the_peak_to_come_counts_the_long_ones_among_those_who_run() -> None:
     """200 requests of 4 blocks; half get 400 tokens, so each of these holds 29 blocks at its end."""
     peaks = {}
     for quantile in (None, 0.8, 0.2):
-        expectations = Expectations(quantile, lag=0)
+        predictor = LengthPredictor(quantile, lag=0)
         for n in range(1000):
-            expectations.lengths.learn((), 400 if n % 2 else 16)
-        running = RunningRequests(10_000, 16, expectations)
+            predictor.lengths.learn((), 400 if n % 2 else 16)
+        running = RunningRequests(10_000, 16, predictor)
         for n in range(200):
-            running.add(expectations.of(request(f"r{n}")))
+            running.add(predictor.of(request(f"r{n}")))
         running.check_integrity({f"r{n}" for n in range(200)})
-        peaks[quantile] = running.footprint.outlook().peak
+        peaks[quantile] = running.memory.forecast().peak
     assert peaks[0.8] == 200 * 29, "all are planned as long"
     assert peaks[0.2] == 200 * 5, "all are planned as short"
     assert 80 * 29 < peaks[None] < 120 * 29, "about half of each"
