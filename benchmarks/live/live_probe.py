@@ -97,7 +97,7 @@ def _sizes(scheduler: Any) -> dict[str, int]:
     pool = scheduler.kv_cache_manager.block_pool
     lines = list(queue._queues.values())
     forests = [forest for line in lines for forest in (line.forest, line.requeued)]
-    ranked = [place for line in lines for place in (line._requeued_ranks, line._unhashed)]
+    ranked = [place for line in lines for place in (line._requeued, line._unhashed)]
     nodes = [node for forest in forests for node in _nodes(forest)]
     lists = {id(each.hashes): each.hashes for origins in pool._origins for each in origins}
     figures = {} if admission is None else _admission_sizes(admission)
@@ -119,7 +119,7 @@ def _admission_sizes(admission: Any) -> dict[str, int]:
         "estimator_groups": admission.predictor.lengths.num_groups,
         "estimator_samples": admission.predictor.lengths.num_samples,
         "admitted": admission.num_running,
-        "footprint_rows": len(admission._footprint._hashes),
+        "footprint_rows": len(admission.running.memory._hashes),
     }
 
 

@@ -146,7 +146,7 @@ def test_a_request_that_fails_late_leaves_nothing_in_the_engine(ours, num_sample
     late: dict[str, Any] = {"prompt_token_ids": (5, 6, 7)}
     outputs = generate(ours, [{"prompt_token_ids": [5, 6, 7, 8]}, late], params)
     assert [type(output) for output in outputs] == [RequestOutput, FailedRequestOutput]
-    assert isinstance(outputs[1].error, TypeError)
+    assert "tuple" in str(outputs[1].error), "the words of the engine core"
     assert [len(each.token_ids) for each in outputs[0].outputs] == [3] * num_samples
     processor = ours.llm_engine.output_processor
     assert not processor.request_states and not processor.parent_requests

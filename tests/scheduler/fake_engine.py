@@ -17,6 +17,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.simulate.ring import RingSpec, build_on, make_config
 
 STOP_TOKEN = 7
@@ -68,9 +69,11 @@ def make_vllm_config(
     return make_config(spec, model, policy, async_scheduling)
 
 
-def make_scheduler(scheduler_cls: Any, vllm_config: VllmConfig) -> Any:
-    """Build ``scheduler_cls`` the way the engine core calls it."""
-    return build_on(scheduler_cls, vllm_config, log_stats=True)
+def make_scheduler(
+    scheduler_cls: Any, vllm_config: VllmConfig, environment: Environment | None = None
+) -> Any:
+    """Build ``scheduler_cls`` the way the engine core calls it; ``environment`` is for ours only."""
+    return build_on(scheduler_cls, vllm_config, log_stats=True, environment=environment)
 
 
 def make_request(

@@ -212,9 +212,11 @@ class FuzzEngine:
                 assert not forest and not forest.root.children, "a forest keeps a node"
         admission = scheduler.admission
         if admission is not None:
-            assert not admission.num_running and not len(admission._memory)
-            assert admission._memory.held == admission._memory.tokens == 0
-            assert not admission.running.num_guessed and not admission._memory._runs.num_blocks
+            assert not admission.num_running and not len(admission.running.memory)
+            assert admission.running.memory.held == admission.running.memory.tokens == 0
+            assert (
+                not admission.running.num_guessed and not admission.running.memory._runs.num_blocks
+            )
             assert admission.predictor.lengths.num_seen <= len(self.books.accounts) * 4
 
 

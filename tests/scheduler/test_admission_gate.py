@@ -22,7 +22,11 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import Request
 
-from vllm_batchllm.scheduler.kv_cache_manager import GatedKVCacheManager, length_is_known
+from vllm_batchllm.admission.environment import Environment
+from vllm_batchllm.scheduler.kv_cache_manager import (
+    AdmissionControlledKVCacheManager,
+    length_is_known,
+)
 from vllm_batchllm.scheduler.preemption import num_own_blocks
 from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
@@ -43,7 +47,8 @@ def build(cls: Any, model: str, prompts: list[list[int]], **config: Any) -> Any:
     names = {"max_tokens", "stop_token_ids", "priorities", "extra_args"}
     request_args = {name: config.pop(name) for name in names & config.keys()}
     sizes = {"num_blocks": 241, "max_num_seqs": 128, "max_num_batched_tokens": 256}
-    scheduler = make_scheduler(cls, make_vllm_config(model, **{**sizes, **config}))
+    environment = config.pop("environment", None)
+    scheduler = make_scheduler(cls, make_vllm_config(model, **{**sizes, **config}), environment)
     for request in make_requests(prompts, **request_args):
         scheduler.add_request(request)
     return scheduler
@@ -91,9 +96,14 @@ def test_the_last_one_starts_early_is_sent_back_at_most_once_and_saves_steps(lla
     results = {}
     for name, options in (("strict", {"overcommit": 1.0}), ("default", {})):
         scheduler = build(
-            BatchLLMScheduler, llama, prompts, max_tokens=60, num_blocks=11, options=options
+            BatchLLMScheduler,
+            llama,
+            prompts,
+            max_tokens=60,
+            num_blocks=11,
+            options=options,
+            environment=Environment("cpu", clock=None),
         )
-        scheduler.admission.tuner.keep_costs()
         results[name] = run(scheduler)
     stock = run(build(Scheduler, llama, prompts, max_tokens=60, num_blocks=11))
     assert results["strict"]["preempted"] == 0 < results["default"]["preempted"] <= 1
@@ -225,7 +235,7 @@ def test_the_cheapest_victim_is_the_one_with_least_to_compute_again(llama) -> No
 def test_the_manager_is_ours_only_while_ours_is_built(llama) -> None:
     assert scheduler_module.KVCacheManager is KVCacheManager
     scheduler = build(BatchLLMScheduler, llama, [])
-    assert type(scheduler.kv_cache_manager) is GatedKVCacheManager
+    assert type(scheduler.kv_cache_manager) is AdmissionControlledKVCacheManager
     assert scheduler_module.KVCacheManager is KVCacheManager
     off = build(BatchLLMScheduler, llama, [], enable_prefix_caching=False)
     assert type(off.kv_cache_manager) is KVCacheManager and off.admission is None

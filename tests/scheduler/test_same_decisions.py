@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fake_engine import make_request, make_scheduler, make_vllm_config, model_output
 
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 STOP = 999
@@ -26,8 +27,8 @@ def schedule_of(model: str, salt: str, policy: str = "fcfs") -> list[tuple[Any, 
         make_vllm_config(
             model, num_blocks=160, max_num_seqs=64, max_num_batched_tokens=512, policy=policy
         ),
+        Environment("cpu", clock=None),
     )
-    scheduler.admission.tuner.keep_costs()
     draw, names = random.Random(2), random.Random(salt)
     number_of, lengths = {}, {}
     for number in range(NUM_REQUESTS):

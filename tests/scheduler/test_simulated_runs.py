@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import batch_of, batches, trie_size
 
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate import bound, run
@@ -97,27 +98,24 @@ def test_the_stock_arm_is_vllms_scheduler_stepped_by_hand() -> None:
 
 
 def test_our_scheduler_plans_by_the_simulated_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, float]] = []
-    original = run.BatchLLMScheduler.schedule
+    seen: list[float] = []
+    elsewhere: list[Environment] = []
+    build, schedule = run.build_scheduler, run.BatchLLMScheduler.schedule
 
-    def schedule(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append((clock[0][0], clock[0][1]()))
-        return original(scheduler, *args, **kwargs)
+    def remember(cls: Any, spec: RingSpec, environment: Environment) -> Any:
+        elsewhere.append(environment)
+        return build(cls, spec, environment)
 
-    clock: list[Any] = []
-    act_on = run.BatchLLMScheduler.act_on
+    def look(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(elsewhere[0].clock())
+        return schedule(scheduler, *args, **kwargs)
 
-    def remember(scheduler: Any, platform: str, time_s: Any) -> None:
-        clock.append((platform, time_s))
-        act_on(scheduler, platform, time_s)
-
-    monkeypatch.setattr(run.BatchLLMScheduler, "act_on", remember)
-    monkeypatch.setattr(run.BatchLLMScheduler, "schedule", schedule)
+    monkeypatch.setattr(run, "build_scheduler", remember)
+    monkeypatch.setattr(run.BatchLLMScheduler, "schedule", look)
     simulated = served(BATCH, "batchllm", replace(SIZES, platform="cpu"))
-    times = [time_s for _, time_s in seen]
-    assert {platform for platform, _ in seen} == {"cpu"}
-    assert times[0] == 0 and times == sorted(times)
-    assert times[-1] < simulated.metrics.makespan_s == clock[0][1]()
+    assert [environment.platform for environment in elsewhere] == ["cpu"]
+    assert seen[0] == 0 and seen == sorted(seen)
+    assert seen[-1] < simulated.metrics.makespan_s == elsewhere[0].clock()
 
 
 def test_unknown_lengths_end_with_a_stop_token_at_the_right_place() -> None:

@@ -15,6 +15,7 @@ from fake_engine import (
 )
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.config import BatchLLMConfig
 from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
@@ -23,11 +24,17 @@ PROMPTS = [[1 + number, *[5] * (PROMPT - 1)] for number in range(NUM_REQUESTS)]
 
 
 def make(
-    scheduler_cls: Any, model: str, *, is_async: bool = False, policy: str = "fcfs", **options: Any
+    scheduler_cls: Any,
+    model: str,
+    *,
+    platform: str = "cuda",
+    is_async: bool = False,
+    policy: str = "fcfs",
+    **options: Any,
 ) -> Any:
     is_ours = scheduler_cls is not Scheduler
     options = {"spread_prefills": True} | options
-    scheduler = make_scheduler(
+    return make_scheduler(
         scheduler_cls,
         make_vllm_config(
             model,
@@ -38,10 +45,8 @@ def make(
             policy=policy,
             options=options if is_ours else None,
         ),
+        Environment(platform, clock=None) if is_ours else None,
     )
-    if is_ours:
-        scheduler.act_on("cuda")
-    return scheduler
 
 
 def add(scheduler: Any) -> None:
@@ -100,8 +105,7 @@ def test_by_priority_nothing_is_spread_as_every_step_would_add_up_all_priorities
 
 
 def test_on_the_cpu_nothing_is_spread(llama: str) -> None:
-    scheduler = make(BatchLLMScheduler, llama)
-    scheduler.act_on("cpu")
+    scheduler = make(BatchLLMScheduler, llama, platform="cpu")
     assert max(step_sizes(scheduler)) > 4096
 
 

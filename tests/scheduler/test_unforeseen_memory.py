@@ -19,14 +19,14 @@ PROMPTS = [[1 + n % 6] * 24 + [20 + n, 5, 6] for n in range(60)]
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What our scheduler logs."""
+    """What is logged as a scheduler is built."""
     found: list[str] = []
 
     class Keeping(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             found.append(record.getMessage())
 
-    logger, handler = logging.getLogger("vllm.batchllm.scheduler"), Keeping()
+    logger, handler = logging.getLogger("vllm.batchllm.settings"), Keeping()
     logger.addHandler(handler)
     before = logger.level
     logger.setLevel(logging.INFO)

@@ -9,16 +9,18 @@ import pytest
 
 from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.controller import AdmissionController
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.step_costs import MIN_OVERCOMMIT, StepCosts
 from vllm_batchllm.stats.counters import ScheduleCounters
 
 COMPUTE_BOUND = StepCosts(step_s=1e-3, prefill_s=1e-3)
 STEP_BOUND = StepCosts(step_s=1.0, prefill_s=1e-6)
+UNTIMED = Environment("cpu", clock=None)
 
 
 def make(num_blocks: int, costs: StepCosts = COMPUTE_BOUND, **options: Any) -> AdmissionController:
-    return AdmissionController(num_blocks, 4, costs, AdmissionOptions(**options), clock=None)
+    return AdmissionController(num_blocks, 4, UNTIMED, AdmissionOptions(**options), costs=costs)
 
 
 def request(name: str, num_tokens: int = 8, max_tokens: int = 8, **figures: Any) -> Candidate:
@@ -50,17 +52,17 @@ class Runner:
         assert self.num_steps < 10_000, "deadlock"
         tokens = {name: prompt + made for name, (prompt, made) in self.running.items()}
         num_held = sum(-(-number // 4) for number in tokens.values())
-        admission.step(
+        admission.begin_step(
             lambda: tokens,
             num_waiting=len(waiting),
             num_free_blocks=admission.running.num_blocks - num_held,
         )
-        while waiting and admission.may_admit(waiting[0], anything_running=bool(self.running)):
+        while waiting and admission.step.may_start(waiting[0], anything_running=bool(self.running)):
             candidate = waiting.pop(0)
-            admission.admitted(candidate)
+            admission.step.started(candidate)
             self.running[candidate.request_id] = [candidate.num_prompt_tokens, 0]
         self.peak = max(self.peak, sum(-(-sum(pair) // 4) for pair in self.running.values()))
-        admission.worked(sum(tokens.values()), len(self.running))
+        admission.end_step(sum(tokens.values()), len(self.running))
         for name in list(self.running):
             self.running[name][1] += 1
             if self.running[name][1] >= self.lengths[name]:
@@ -83,40 +85,40 @@ def test_known_lengths_never_exceed_the_memory() -> None:
 def test_a_request_that_ends_early_is_not_held_up_by_what_comes_after() -> None:
     """Two long ones will fill the memory, long after a short one has come and gone."""
     admission = make(20)
-    admission.step(dict, num_waiting=3, num_free_blocks=20)
+    admission.begin_step(dict, num_waiting=3, num_free_blocks=20)
     for name in "ab":
-        admission.admitted(request(name, 4, 34))
-    assert not admission.may_admit(request("long", 4, 34))
-    assert admission.refusal == "peak"
-    admission.step(lambda: {"a": 5, "b": 5}, num_waiting=1, num_free_blocks=16)
-    assert admission.may_admit(request("short", 4, 4))
+        admission.step.started(request(name, 4, 34))
+    assert not admission.step.may_start(request("long", 4, 34))
+    assert admission.step.refusal == "peak"
+    admission.begin_step(lambda: {"a": 5, "b": 5}, num_waiting=1, num_free_blocks=16)
+    assert admission.step.may_start(request("short", 4, 4))
 
 
 def test_with_nothing_running_the_head_starts_however_large() -> None:
     admission = make(2)
-    admission.step(dict, num_waiting=1, num_free_blocks=2)
-    assert admission.may_admit(request("huge", 400, 400), anything_running=False)
-    assert admission.may_admit(request("huge", 400, 400)), "nothing of ours runs"
+    admission.begin_step(dict, num_waiting=1, num_free_blocks=2)
+    assert admission.step.may_start(request("huge", 400, 400), anything_running=False)
+    assert admission.step.may_start(request("huge", 400, 400)), "nothing of ours runs"
 
 
 def test_once_refused_nobody_else_starts_in_that_step() -> None:
     admission = make(10)
-    admission.step(dict, num_waiting=3, num_free_blocks=10)
-    admission.admitted(request("a", 8, 8))
-    assert not admission.may_admit(request("b", 40, 8))
-    assert not admission.may_admit(request("c", 4, 1)), "it would overtake"
+    admission.begin_step(dict, num_waiting=3, num_free_blocks=10)
+    admission.step.started(request("a", 8, 8))
+    assert not admission.step.may_start(request("b", 40, 8))
+    assert not admission.step.may_start(request("c", 4, 1)), "it would overtake"
     assert admission.counters.refused_peak == 1, "counted once a step"
-    admission.no_memory()
-    assert admission.refusal == "memory" and admission.counters.refused_memory == 1
+    admission.step.no_memory()
+    assert admission.step.refusal == "memory" and admission.counters.refused_memory == 1
 
 
 def test_overcommitment_admits_more_but_not_into_the_next_steps() -> None:
     def admitted(overcommit: float) -> int:
         admission = make(30, overcommit=overcommit)
-        admission.step(dict, num_waiting=99, num_free_blocks=30)
+        admission.begin_step(dict, num_waiting=99, num_free_blocks=30)
         number = 0
-        while number < 99 and admission.may_admit(request(str(number), 4, 40)):
-            admission.admitted(request(str(number), 4, 40))
+        while number < 99 and admission.step.may_start(request(str(number), 4, 40)):
+            admission.step.started(request(str(number), 4, 40))
             number += 1
         return number
 
@@ -130,17 +132,17 @@ def test_what_is_certain_is_only_overcommitted_if_the_user_says_so() -> None:
 
     def num_running(known: bool, **options: Any) -> int:
         admission = make(30, STEP_BOUND, pace=0, **options)
-        admission.step(dict, num_waiting=99, num_free_blocks=30)
-        admission.admitted(request("kept", 4, 40, length_known=known))
+        admission.begin_step(dict, num_waiting=99, num_free_blocks=30)
+        admission.step.started(request("kept", 4, 40, length_known=known))
         for number in range(10):  # lives to choose by
-            admission.admitted(request(f"old {number}", 4, 40, length_known=known))
+            admission.step.started(request(f"old {number}", 4, 40, length_known=known))
             admission.finished(f"old {number}", 40)
         for _ in range(20):
-            admission.step(lambda: {"kept": 5}, num_waiting=99, num_free_blocks=28)
+            admission.begin_step(lambda: {"kept": 5}, num_waiting=99, num_free_blocks=28)
         assert options or admission.limits.overcommit > 1
         number = 1
-        while admission.may_admit(request(str(number), 4, 40, length_known=known)):
-            admission.admitted(request(str(number), 4, 40, length_known=known))
+        while admission.step.may_start(request(str(number), 4, 40, length_known=known)):
+            admission.step.started(request(str(number), 4, 40, length_known=known))
             number += 1
         return number
 
@@ -154,15 +156,15 @@ def test_short_lives_fill_what_their_last_block_would_leave_idle() -> None:
 
     def num_admitted(costs: StepCosts) -> int:
         admission = make(10, costs)
-        admission.step(dict, num_waiting=99, num_free_blocks=10)
+        admission.begin_step(dict, num_waiting=99, num_free_blocks=10)
         for number in range(10):  # lives to choose by
-            admission.admitted(request(f"old {number}", 1, 6))
+            admission.step.started(request(f"old {number}", 1, 6))
             admission.finished(f"old {number}", 6)
         started: dict[str, int] = {}
         for _ in range(20):
-            admission.step(lambda: started, num_waiting=99, num_free_blocks=10 - len(started))
-        while admission.may_admit(request(str(len(started)), 1, 6), anything_running=True):
-            admission.admitted(request(str(len(started)), 1, 6))
+            admission.begin_step(lambda: started, num_waiting=99, num_free_blocks=10 - len(started))
+        while admission.step.may_start(request(str(len(started)), 1, 6), anything_running=True):
+            admission.step.started(request(str(len(started)), 1, 6))
             started[str(len(started))] = 1
             if len(started) == 10:
                 break
@@ -177,10 +179,10 @@ def starts_beside_another(
 ) -> bool:
     """Whether a request starts that fits for now, and not to its end."""
     admission = make(10, costs, **(options or {}))
-    admission.step(dict, num_waiting=2, num_free_blocks=10)
-    admission.admitted(request("a", 8, 24))
-    admission.step(lambda: {"a": 9}, num_waiting=num_waiting, num_free_blocks=7)
-    return admission.may_admit(request("b", 8, 24, **figures))
+    admission.begin_step(dict, num_waiting=2, num_free_blocks=10)
+    admission.step.started(request("a", 8, 24))
+    admission.begin_step(lambda: {"a": 9}, num_waiting=num_waiting, num_free_blocks=7)
+    return admission.step.may_start(request("b", 8, 24, **figures))
 
 
 def test_the_last_one_that_waits_starts_where_that_costs_less_than_the_steps_it_saves() -> None:
@@ -194,21 +196,21 @@ def test_the_last_one_that_waits_starts_where_that_costs_less_than_the_steps_it_
 
 def test_who_starts_first_leaves_the_next_as_the_last() -> None:
     admission = make(10, STEP_BOUND)
-    admission.step(dict, num_waiting=3, num_free_blocks=10)
-    admission.admitted(request("a", 8, 24))
-    assert not admission.may_admit(request("b", 8, 24)), "one more waits behind it"
-    admission.step(dict, num_waiting=2, num_free_blocks=7)
-    admission.admitted(request("short", 4, 1))
-    assert admission.may_admit(request("c", 8, 24))
+    admission.begin_step(dict, num_waiting=3, num_free_blocks=10)
+    admission.step.started(request("a", 8, 24))
+    assert not admission.step.may_start(request("b", 8, 24)), "one more waits behind it"
+    admission.begin_step(dict, num_waiting=2, num_free_blocks=7)
+    admission.step.started(request("short", 4, 1))
+    assert admission.step.may_start(request("c", 8, 24))
 
 
 def test_the_published_rule_looks_at_what_is_held_now() -> None:
     admission = make(20, threshold=0.5)
-    admission.step(dict, num_waiting=9, num_free_blocks=20)
+    admission.begin_step(dict, num_waiting=9, num_free_blocks=20)
     for number in range(5):
-        assert admission.may_admit(request(str(number), 8, 400))
-        admission.admitted(request(str(number), 8, 400))
-    assert not admission.may_admit(request("5", 8, 400)), "10 of 20 blocks are held"
+        assert admission.step.may_start(request(str(number), 8, 400))
+        admission.step.started(request(str(number), 8, 400))
+    assert not admission.step.may_start(request("5", 8, 400)), "10 of 20 blocks are held"
 
 
 def test_equal_lives_are_paced_and_their_memory_stays_even() -> None:
@@ -227,10 +229,10 @@ def test_unknown_lengths_are_learned_and_hints_win() -> None:
     lengths = {str(n): 20 for n in range(60)}
     runner = Runner(admission, lengths)
     runner.run([request(str(n), 8, 2000, length_known=False) for n in range(60)])
-    admission.step(dict, num_waiting=1, num_free_blocks=4000)
+    admission.begin_step(dict, num_waiting=1, num_free_blocks=4000)
     before = admission.counters.predicted_tokens
     for name, hint, expected in (("x", None, 20), ("y", 7, 7)):
-        admission.admitted(request(name, 8, 2000, length_known=False, hint=hint))
+        admission.step.started(request(name, 8, 2000, length_known=False, hint=hint))
         admission.finished(name, 20)
         predicted = admission.counters.predicted_tokens - before
         before = admission.counters.predicted_tokens
@@ -239,8 +241,8 @@ def test_unknown_lengths_are_learned_and_hints_win() -> None:
 
 def test_what_was_aborted_teaches_nothing_and_unknown_ids_are_ignored() -> None:
     admission = make(100)
-    admission.step(dict, num_waiting=0, num_free_blocks=100)
-    admission.admitted(request("a", 8, 50, length_known=False))
+    admission.begin_step(dict, num_waiting=0, num_free_blocks=100)
+    admission.step.started(request("a", 8, 50, length_known=False))
     admission.finished("a", 3, learn=False)
     admission.finished("nobody", 3)
     admission.preempted("nobody")
@@ -250,23 +252,23 @@ def test_what_was_aborted_teaches_nothing_and_unknown_ids_are_ignored() -> None:
 
 def test_requests_that_outgrow_their_prediction_are_predicted_again() -> None:
     admission = make(1000)
-    admission.step(dict, num_waiting=0, num_free_blocks=1000)
-    admission.admitted(request("a", 8, 2000, length_known=False, hint=5))
+    admission.begin_step(dict, num_waiting=0, num_free_blocks=1000)
+    admission.step.started(request("a", 8, 2000, length_known=False, hint=5))
     for made in range(1, 40):
         held = {"a": 8 + made}
-        admission.step(lambda held=held: held, num_waiting=0, num_free_blocks=900)
-        admission.may_admit(request("next"))  # predictions matter once somebody wants to start
-    assert admission._memory.forecast().peak > (8 + 40) // 4, "it still counts as growing"
+        admission.begin_step(lambda held=held: held, num_waiting=0, num_free_blocks=900)
+        admission.step.may_start(request("next"))  # predictions matter once somebody wants to start
+    assert admission.running.memory.forecast().peak > (8 + 40) // 4, "it still counts as growing"
 
 
 def test_several_kv_groups_are_read_off_the_pool() -> None:
     """Each block of tokens takes two blocks here, so half as many requests fit."""
     admission = make(40)
     for _ in range(60):
-        admission.step(dict, num_waiting=1, num_free_blocks=40)
-        admission.admitted(request("a", 8, 400, length_known=False))
-        admission.step(lambda: {"a": 8}, num_waiting=1, num_free_blocks=36)
-        admission.may_admit(request("next"))
+        admission.begin_step(dict, num_waiting=1, num_free_blocks=40)
+        admission.step.started(request("a", 8, 400, length_known=False))
+        admission.begin_step(lambda: {"a": 8}, num_waiting=1, num_free_blocks=36)
+        admission.step.may_start(request("next"))
         admission.finished("a", 1, learn=False)
     assert admission.running.capacity == pytest.approx(20, abs=1)
 
@@ -289,7 +291,7 @@ def test_costs_decide_where_nothing_is_set_and_the_reason_says_so() -> None:
 
 def test_costs_are_measured_with_the_clock_that_is_given() -> None:
     now = [0.0]
-    admission = AdmissionController(100, 4, COMPUTE_BOUND, clock=lambda: now[0])
+    admission = AdmissionController(100, 4, Environment("cpu", lambda: now[0]), costs=COMPUTE_BOUND)
     runner = Runner(admission, {str(n): 50 for n in range(20)})
     waiting = [request(str(n), 8, 50) for n in range(20)]
     while waiting or runner.running:
@@ -301,7 +303,7 @@ def test_costs_are_measured_with_the_clock_that_is_given() -> None:
 
 def test_an_empty_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
-        AdmissionController(0, 4, COMPUTE_BOUND, counters=ScheduleCounters())
+        AdmissionController(0, 4, UNTIMED, counters=ScheduleCounters())
 
 
 def test_orders_ask_for_the_expected_output() -> None:

@@ -134,7 +134,7 @@ def _of_any_mode(base: type) -> type:
 def _install_memory() -> None:
     """Pool and gate for tests that build them without a scheduler."""
     from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
-    from vllm_batchllm.scheduler.kv_cache_manager import GatedKVCacheManager
+    from vllm_batchllm.scheduler.kv_cache_manager import AdmissionControlledKVCacheManager
 
     stock_pool = _get("vllm.v1.core.block_pool", "BlockPool")
 
@@ -145,7 +145,7 @@ def _install_memory() -> None:
 
     _set("vllm.v1.core.block_pool", "BlockPool", PrefixAwareBlockPool)
     _set("vllm.v1.core.kv_cache_coordinator", "BlockPool", pool)
-    _set("vllm.v1.core.kv_cache_manager", "KVCacheManager", GatedKVCacheManager)
+    _set("vllm.v1.core.kv_cache_manager", "KVCacheManager", AdmissionControlledKVCacheManager)
 
 
 def _make_async(vllm_config: Any) -> None:

@@ -48,8 +48,6 @@ def drawn_quantile(serial: int, num_generated: int) -> float:
 class LengthPredictor:
     """Lengths of outputs: known ones as they are, others as learnt from the requests that ended.
 
-    The last candidate is remembered, because who is asked about mostly starts next.
-
     Args:
         quantile: of the lengths learnt, that a prediction takes, inside (0, 1). None: one that
             is likely to suffice for who asks to start, and a drawn one for each who runs.
@@ -59,23 +57,15 @@ class LengthPredictor:
     def __init__(self, quantile: float | None, lag: int) -> None:
         self.lengths = LengthEstimator()
         self._quantile, self._lag = quantile, lag
-        self._last: Prediction | None = None
 
     def of(self, candidate: Candidate) -> Prediction:
-        """What ``candidate`` will be; worked out once for the question and the start."""
-        expected = self._last
-        if expected is None or expected.candidate is not candidate:
-            groups = () if candidate.length_known else candidate.groups()
-            quantile = HEAD_QUANTILE if self._quantile is None else self._quantile
-            predicted = self._predict(candidate, groups, candidate.num_generated, quantile)
-            remaining = self._steps(predicted, candidate.num_generated)
-            entrant = Entrant(candidate.hashes, candidate.num_tokens, remaining)
-            expected = self._last = Prediction(candidate, groups, predicted, entrant)
-        return expected
-
-    def forget(self) -> None:
-        """Lengths may have been learnt: the last candidate is looked at anew."""
-        self._last = None
+        """What ``candidate`` will be, as far as is known now."""
+        groups = () if candidate.length_known else candidate.groups()
+        quantile = HEAD_QUANTILE if self._quantile is None else self._quantile
+        predicted = self._predict(candidate, groups, candidate.num_generated, quantile)
+        remaining = self._steps(predicted, candidate.num_generated)
+        entrant = Entrant(candidate.hashes, candidate.num_tokens, remaining)
+        return Prediction(candidate, groups, predicted, entrant)
 
     def remaining(
         self,

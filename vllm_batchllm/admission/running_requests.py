@@ -35,7 +35,7 @@ class RunningRequests:
     Args:
         num_blocks: KV blocks that requests can hold.
         block_size: tokens per block.
-        expectations: how long each will run; asked again where one outgrows what was expected.
+        predictor: how long each will run; asked again where one outgrows what was expected.
         tokens_per_hash: tokens per block hash, if hashes are finer than blocks.
     """
 
@@ -75,19 +75,21 @@ class RunningRequests:
         self._tokens_held = tokens_held
         self.num_held = self.num_blocks - num_free_blocks
 
-    def add(self, expected: Prediction) -> RunningRequest:
+    def add(self, prediction: Prediction) -> RunningRequest:
         """A request has started."""
-        candidate, entrant = expected.candidate, expected.entrant
+        candidate, entrant = prediction.candidate, prediction.entrant
         serial = self._num_admitted
         self._num_admitted += 1
         if not candidate.length_known:
             num_steps = self._expectations.remaining(
-                candidate, expected.groups, candidate.num_generated, serial
+                candidate, prediction.groups, candidate.num_generated, serial
             )
             entrant = replace(entrant, num_remaining=num_steps)
         num_shared = self.memory.add(candidate.request_id, entrant)
         num_own = -(-candidate.num_tokens // self._block_size) - num_shared
-        running = RunningRequest(candidate, expected.predicted, num_own, expected.groups, serial)
+        running = RunningRequest(
+            candidate, prediction.predicted, num_own, prediction.groups, serial
+        )
         self._by_id[candidate.request_id] = running
         self.num_guessed += not candidate.length_known
         return running

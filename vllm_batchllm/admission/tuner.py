@@ -73,15 +73,6 @@ class LimitTuner:
         """Requests that may run now, by the pace."""
         return self._pace.max_running
 
-    def keep_costs(self) -> None:
-        """Measure nothing from now on."""
-        self._clock = None
-
-    def measure_by(self, clock: Callable[[], float] | None, costs: StepCosts) -> None:
-        """Start again from ``costs``, and measure by another clock, seconds; None keeps them."""
-        self.costs, self._meter, self._clock = costs, StepCostMeter(costs), clock
-        self._began_s = self._work = None
-
     def step(
         self,
         capacity_blocks: int,

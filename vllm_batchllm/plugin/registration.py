@@ -60,7 +60,7 @@ def check_config(vllm_config: Any) -> None:
     Raises:
         ValueError: names the setting and the way out.
     """
-    from vllm_batchllm.scheduler.scheduler import config_of
+    from vllm_batchllm.scheduler.settings import config_of
 
     vllm_version.check_vllm_version()
     config_of(vllm_config)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: vLLM's KV cache manager, which asks before it lets a waiting request in.
+"""vLLM's KV cache manager, which asks before it lets a waiting request in.
 
 ``Scheduler.schedule`` ends the admissions of a step when ``allocate_slots`` returns None for a
 waiting request. That is the one place where the number of running requests can be decided
-without copying any of it. The decision itself is :class:`AdmissionController`'s; this file only turns
-vLLM's calls into its words.
+without copying any of it. The decision itself is that of the step's :class:`AdmissionStep`; this
+file only turns vLLM's calls into its words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -23,36 +24,33 @@ from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.length_estimator import hint_from
 from vllm_batchllm.compat.patching import substituted
 
+RUNNING = RequestStatus.RUNNING
 
-class GatedKVCacheManager(KVCacheManager):
-    """vLLM's manager; with an :attr:`admission` set, that has a say in who starts.
+
+class AdmissionControlledKVCacheManager(KVCacheManager):
+    """vLLM's manager, with an admission that has a say in who starts.
 
     Requests that run, or that wait but hold blocks (a transfer that has ended, a streaming
     session), are never refused: they have been admitted. Without an admission it is vLLM's.
 
-    vLLM asks for every running request in every step, and those are nobody's business here. So
-    the gate stands aside (:meth:`close`) until the queue shows its head (:meth:`open`): even a
-    call that only passes on was 5 % of a step of 256 requests.
+    Args:
+        make_admission: builds the admission for so many KV blocks that requests can hold; None
+            for a manager that is vLLM's.
+        outranks: whether a request is more urgent than one that runs; None where no request is.
+            Such a one is not asked to wait: vLLM preempts the less urgent if memory ends.
+        *args, **kwargs: as vLLM's.
     """
 
-    admission: AdmissionController | None = None
-    outranks: Callable[[Request], bool] | None = None
-    """Whether a request is more urgent than one that runs; None where no request is. Such a one is
-    not asked to wait: vLLM preempts the less urgent if memory ends."""
-    _ungated: Callable[..., KVCacheBlocks | None] | None = None
-
-    def close(self) -> None:
-        """A step begins, with the requests that run: vLLM's own method answers for them.
-
-        A method that somebody else has put into this instance stays, here and in :meth:`open`.
-        """
-        if "allocate_slots" not in self.__dict__:
-            self._ungated = self.__dict__["allocate_slots"] = super().allocate_slots
-
-    def open(self) -> None:
-        """Requests that wait are next: the admission is asked from now on."""
-        if self._ungated is not None and self.__dict__.get("allocate_slots") is self._ungated:
-            del self.__dict__["allocate_slots"]
+    def __init__(
+        self,
+        *args: Any,
+        make_admission: Callable[[int], AdmissionController] | None = None,
+        outranks: Callable[[Request], bool] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.admission = make_admission(self.num_usable_blocks) if make_admission else None
+        self._outranks = outranks
 
     @property
     def num_usable_blocks(self) -> int:
@@ -63,21 +61,21 @@ class GatedKVCacheManager(KVCacheManager):
         """vLLM's; None also where the admission refuses a request that would start."""
         admission = self.admission
         if (
-            request.status is RequestStatus.RUNNING
+            request.status is RUNNING  # nobody's business here, and asked in every step
             or admission is None
             or request.request_id in admission
         ):
             return super().allocate_slots(request, *args, **kwargs)
-        candidate = candidate_of(request, self.max_model_len)
+        step, candidate = admission.step, candidate_of(request, self.max_model_len)
         anything_running = bool(kwargs.get("has_scheduled_reqs", True))
-        is_urgent = self.outranks is not None and self.outranks(request)
-        if not is_urgent and not admission.may_admit(candidate, anything_running=anything_running):
+        is_urgent = self._outranks is not None and self._outranks(request)
+        if not is_urgent and not step.may_start(candidate, anything_running=anything_running):
             return None
         blocks = super().allocate_slots(request, *args, **kwargs)
         if blocks is None:
-            admission.no_memory()
+            step.no_memory()
         else:
-            admission.admitted(candidate)
+            step.started(candidate)
         return blocks
 
     def free(self, request: Request) -> None:
@@ -105,9 +103,15 @@ class GatedKVCacheManager(KVCacheManager):
             self.admission.preempted(request.request_id)
 
 
-def installed_gate() -> AbstractContextManager[None]:
-    """Let schedulers that are built inside use :class:`GatedKVCacheManager`."""
-    return substituted(scheduler_module, "KVCacheManager", GatedKVCacheManager)
+def installed_kv_cache_manager(
+    make_admission: Callable[[int], AdmissionController],
+    outranks: Callable[[Request], bool] | None,
+) -> AbstractContextManager[None]:
+    """Let a scheduler that is built inside use :class:`AdmissionControlledKVCacheManager`."""
+    manager = partial(
+        AdmissionControlledKVCacheManager, make_admission=make_admission, outranks=outranks
+    )
+    return substituted(scheduler_module, "KVCacheManager", manager)
 
 
 def candidate_of(request: Request, max_model_len: int) -> Candidate:

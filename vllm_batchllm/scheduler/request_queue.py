@@ -39,7 +39,6 @@ class PrefixGroupQueue(RequestQueue):
         pool: is told of the forests of waiting requests, so that it keeps their blocks; those
             requeued are the most urgent of their priority.
         expect: output expected of a request, tokens; None for its ``max_tokens``.
-        on_peek: called whenever the head is looked at, which vLLM does before it admits.
 
     ``len`` and truth value are O(1); peek and pop amortised O(log n); removal O(depth).
     """
@@ -53,7 +52,6 @@ class PrefixGroupQueue(RequestQueue):
         clock: Callable[[], float] = time.monotonic,
         pool: PrefixAwareBlockPool | None = None,
         expect: Callable[[Request], int] | None = None,
-        on_peek: Callable[[], None] | None = None,
     ) -> None:
         self._new_queue: Callable[[], GroupQueue[Request]] = partial(
             queue_class_for(order), order, block_size, max_wait_s, clock
@@ -61,7 +59,6 @@ class PrefixGroupQueue(RequestQueue):
         self._by_priority = by_priority
         self._pool = pool
         self._expect = expect
-        self._on_peek = on_peek
         self._queues: dict[int, GroupQueue[Request]] = {}
         self._priorities: list[int] = []
         self._listed: set[int] = set()
@@ -69,6 +66,8 @@ class PrefixGroupQueue(RequestQueue):
         self._requeue_serials = count(-1, -1)
         self._num_waiting = 0
         self._head: Request | None = None
+        """What the latest peek has shown, until anybody comes or goes: vLLM pops what it has seen,
+        even if by the clock somebody else would be next by then."""
         self.levels: dict[str, list[int]] = {}
         """Where the shared prefixes of the popped requests end, blocks; for who counts hits."""
         self.plan_s = 0.0
@@ -85,8 +84,6 @@ class PrefixGroupQueue(RequestQueue):
 
     def peek_request(self) -> Request:
         """The request to be admitted next. Raises IndexError when the queue is empty."""
-        if self._on_peek is not None:
-            self._on_peek()
         if self._head is None:
             start_s = time.perf_counter()
             self._head = self._most_urgent().peek()

@@ -8,12 +8,11 @@ what ``--scheduler batchllm`` names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
@@ -23,21 +22,21 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, StreamingUpdate
 
 from vllm_batchllm.admission.controller import AdmissionController
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.admission.never_served import problem_of
-from vllm_batchllm.admission.options import AdmissionOptions, admission_options
-from vllm_batchllm.admission.step_costs import platform_costs
+from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, TokenBudget
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.features import end_with_error
 from vllm_batchllm.compat.patching import install_counters_utility
-from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.kv_cache.block_pool import installed_block_pool
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.ordering.policies import make_order
-from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_gate
-from vllm_batchllm.scheduler.kv_capacity import max_tokens_held, unforeseen_kinds
+from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_kv_cache_manager
+from vllm_batchllm.scheduler.kv_capacity import max_tokens_held
 from vllm_batchllm.scheduler.preemption import put_victims_last
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
+from vllm_batchllm.scheduler.settings import admission_for, config_of, current_environment
 from vllm_batchllm.stats.counters import ScheduleCounters
 from vllm_batchllm.stats.transport import CounterTransport
 
@@ -48,6 +47,10 @@ class PrefixGroupMixin(Scheduler):
     """Admits waiting requests prefix group by prefix group.
 
     With prefix caching off nothing can be shared, and the scheduler is vLLM's, queue included.
+
+    Args:
+        environment: where it decides; None for the device at hand.
+        *args, **kwargs: as vLLM's.
 
     Raises:
         ValueError: an option in ``additional_config["batchllm"]`` is unknown or out of range,
@@ -63,29 +66,36 @@ class PrefixGroupMixin(Scheduler):
         vllm_config: VllmConfig,
         kv_cache_config: KVCacheConfig,
         *args: Any,
+        environment: Environment | None = None,
         **kwargs: Any,
     ) -> None:
         vllm_version.check_vllm_version()
         self._check_async_mode(vllm_config)
         self.batchllm_config = config_of(vllm_config)
+        environment = environment or current_environment()
         shares_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
-        options = _admission_for(self.batchllm_config, kv_cache_config) if shares_prefixes else None
+        options = admission_for(self.batchllm_config, kv_cache_config) if shares_prefixes else None
+        self.batchllm_counters = ScheduleCounters()
+        self.batchllm_transport = CounterTransport()
         with ExitStack() as stack:
             if shares_prefixes:
                 stack.enter_context(installed_block_pool())
             if options is not None:
-                stack.enter_context(installed_gate())
+                make = partial(self._make_admission, environment, options)
+                by_priority = vllm_config.scheduler_config.policy == SchedulingPolicy.PRIORITY.value
+                outranks = self._outranks if by_priority else None
+                stack.enter_context(installed_kv_cache_manager(make, outranks))
             super().__init__(vllm_config, kv_cache_config, *args, **kwargs)
-        self.batchllm_counters = ScheduleCounters(hash_block_size=self.hash_block_size)
-        self.batchllm_transport = CounterTransport()
+        self.admission: AdmissionController | None = (
+            self.kv_cache_manager.admission if options is not None else None
+        )
         self._told_pacing: bool | None = None
+        self.batchllm_counters.hash_block_size = self.hash_block_size
         self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         self.batchllm_counters.max_tokens_held = max_tokens_held(
             self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
         )
-        self.admission = self._make_admission(options) if options is not None else None
-        self._most_step_tokens = self.max_num_scheduled_tokens
-        self.token_budget = self._make_token_budget(_platform())
+        self.token_budget = self._make_token_budget(environment.platform)
         if shares_prefixes:
             self.waiting = self._make_queue()
         install_counters_utility()
@@ -105,7 +115,7 @@ class PrefixGroupMixin(Scheduler):
             self._begin_step(self.admission)
         output = super().schedule(throttle_prefills)
         if self.admission is not None:
-            self.admission.worked(
+            self.admission.end_step(
                 output.total_num_scheduled_tokens, len(output.num_scheduled_tokens)
             )
         self._count(output)
@@ -133,44 +143,35 @@ class PrefixGroupMixin(Scheduler):
         self.batchllm_transport.attach(stats, self.batchllm_snapshot, can_wait=is_busy)
         return stats
 
-    def _make_admission(self, options: AdmissionOptions) -> AdmissionController:
-        manager = self.kv_cache_manager
-        manager.admission = AdmissionController(
-            manager.num_usable_blocks,
+    def _make_admission(
+        self, environment: Environment, options: AdmissionOptions, num_blocks: int
+    ) -> AdmissionController:
+        """While vLLM's scheduler is being built: its sizes are known, its queue is not ours yet."""
+        return AdmissionController(
+            num_blocks,
             self.block_size,
-            platform_costs(_platform()),
+            environment,
             options,
             counters=self.batchllm_counters,
             tokens_per_hash=self.hash_block_size,
             lag=self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode,
         )
-        if self.policy == SchedulingPolicy.PRIORITY:
-            manager.outranks = self._outranks
-        admission: AdmissionController = manager.admission
-        return admission
 
     def _outranks(self, request: Request) -> bool:
         """Whether ``request`` is more urgent than one that runs. O(running), once an admission."""
         return any(other.priority > request.priority for other in self.running)
 
     def _begin_step(self, admission: AdmissionController) -> None:
-        manager = self.kv_cache_manager
-        # vLLM's own queue, of those who wait with blocks, opens nothing; some lose them (a
-        # transfer that failed) and start anew.
-        if self.kv_holding_waiting:
-            manager.open()
-        else:
-            manager.close()
-        admission.step(
+        step = admission.begin_step(
             self._tokens_held,
             num_waiting=len(self.waiting),
-            num_free_blocks=manager.block_pool.get_num_free_blocks(),
+            num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
         )
         if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
-            put_victims_last(self.running, manager, self.block_size)
+            put_victims_last(self.running, self.kv_cache_manager, self.block_size)
         self._tell_choice(admission)
         if self.token_budget.spreads:
-            self.max_num_scheduled_tokens = self.token_budget.tokens(
+            step.num_tokens = self.max_num_scheduled_tokens = self.token_budget.tokens(
                 self.waiting.outstanding(),
                 num_running=len(self.running),
                 output_is_guessed=admission.guesses_lengths,
@@ -184,18 +185,12 @@ class PrefixGroupMixin(Scheduler):
         can_split = is_one_line and bool(self.scheduler_config.enable_chunked_prefill)
         spreads = can_split and config.spread_prefills and config.admission_rule == "future"
         return TokenBudget(
-            most=self._most_step_tokens,
+            most=self.max_num_scheduled_tokens,
             ridge=PLATFORM_RIDGE[platform] if spreads else 0,
             capacity_tokens=self.batchllm_counters.kv_blocks * self.block_size,
             max_num_seqs=self.max_num_running_reqs,
             tokens_per_decode=1 + self.num_spec_tokens,
         )
-
-    def act_on(self, platform: str, clock: Callable[[], float] | None = None) -> None:
-        """Decide as on another platform, and measure by another clock: for simulations."""
-        if self.admission is not None:
-            self.token_budget = self._make_token_budget(platform)
-            self.admission.tuner.measure_by(clock, platform_costs(platform))
 
     def _tokens_held(self) -> dict[str, int]:
         return {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running}
@@ -216,7 +211,6 @@ class PrefixGroupMixin(Scheduler):
             max_wait_s=self.batchllm_config.max_wait_s,
             pool=self.kv_cache_manager.block_pool,
             expect=self._expected_output if order.dynamic else None,
-            on_peek=self.kv_cache_manager.open if self.admission is not None else None,
         )
 
     def _expected_output(self, request: Request) -> int:
@@ -300,29 +294,3 @@ def create_scheduler(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Pref
     """Build the leaf that fits ``vllm_config``; takes what vLLM's schedulers take."""
     leaf = leaf_for(bool(vllm_config.scheduler_config.async_scheduling))
     return leaf(vllm_config, *args, **kwargs)
-
-
-def _admission_for(config: BatchLLMConfig, kv_cache: KVCacheConfig) -> AdmissionOptions | None:
-    """The options of admission; None, as vLLM does, where it could not foresee the memory."""
-    options = admission_options(config)
-    unforeseen = unforeseen_kinds(kv_cache) if options is not None else []
-    if not unforeseen:
-        return options
-    logger.info(
-        "Admission: as vLLM's, not %r: this model has layers of %s, which do not hold every token, "
-        "and how many blocks they will hold cannot be foreseen yet",
-        config.admission_rule,
-        ", ".join(unforeseen),
-    )
-    return None
-
-
-def _platform() -> str:
-    return "cpu" if current_platform.is_cpu() else "cuda"
-
-
-def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
-    """Our options inside ``vllm_config``, checked. Raises ValueError as ``parse`` does."""
-    additional = vllm_config.additional_config
-    section = additional.get(SECTION) if isinstance(additional, Mapping) else None
-    return BatchLLMConfig.parse(section)

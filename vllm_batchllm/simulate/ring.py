@@ -18,6 +18,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.config import SECTION
 from vllm_batchllm.workloads.batch import Batch
 
@@ -44,13 +45,21 @@ class RingSpec:
     options: dict[str, Any] | None = field(default=None)
 
 
-def build_scheduler(scheduler_cls: Any, spec: RingSpec) -> Any:
-    """Build `scheduler_cls` as the engine core would."""
-    return build_on(scheduler_cls, make_config(spec))
+def build_scheduler(
+    scheduler_cls: Any, spec: RingSpec, environment: Environment | None = None
+) -> Any:
+    """Build `scheduler_cls` as the engine core would; `environment` is for ours only."""
+    return build_on(scheduler_cls, make_config(spec), environment=environment)
 
 
-def build_on(scheduler_cls: Any, config: VllmConfig, log_stats: bool = False) -> Any:
+def build_on(
+    scheduler_cls: Any,
+    config: VllmConfig,
+    log_stats: bool = False,
+    environment: Environment | None = None,
+) -> Any:
     """The same on a configuration of `make_config`."""
+    elsewhere = {} if environment is None else {"environment": environment}
     block_size = config.cache_config.block_size
     layers = FullAttentionSpec(
         block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
@@ -67,6 +76,7 @@ def build_on(scheduler_cls: Any, config: VllmConfig, log_stats: bool = False) ->
         log_stats=log_stats,
         block_size=block_size,
         hash_block_size=block_size,
+        **elsewhere,
     )
 
 

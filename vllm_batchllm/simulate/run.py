@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import RunInputs, RunMetrics, run_metrics
 from vllm_batchllm.measure.recorder import record
@@ -138,10 +139,10 @@ def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: _Clock) -
         prefix_caching=sizes.prefix_caching,
         options=dict(arm.options) if arm.is_ours else None,
     )
-    scheduler = build_scheduler(SCHEDULERS[arm.scheduler], spec)
-    if arm.is_ours:
-        scheduler.act_on(sizes.platform, clock if sizes.measures else None)
-    return scheduler
+    elsewhere = Environment(sizes.platform, clock if sizes.measures else None)
+    return build_scheduler(
+        SCHEDULERS[arm.scheduler], spec, environment=elsewhere if arm.is_ours else None
+    )
 
 
 def _serve(

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scheduler is built with: the user's options, the device, and whether admission is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from vllm_batchllm.admission.environment import Environment
+from vllm_batchllm.admission.options import AdmissionOptions, admission_options
+from vllm_batchllm.config import SECTION, BatchLLMConfig
+from vllm_batchllm.log import get_logger
+from vllm_batchllm.scheduler.kv_capacity import unforeseen_kinds
+
+logger = get_logger(__name__)
+
+
+def admission_for(config: BatchLLMConfig, kv_cache: KVCacheConfig) -> AdmissionOptions | None:
+    """The options of admission; None, as vLLM does, where it could not foresee the memory."""
+    options = admission_options(config)
+    unforeseen = unforeseen_kinds(kv_cache) if options is not None else []
+    if not unforeseen:
+        return options
+    logger.info(
+        "Admission: as vLLM's, not %r: this model has layers of %s, which do not hold every token, "
+        "and how many blocks they will hold cannot be foreseen yet",
+        config.admission_rule,
+        ", ".join(unforeseen),
+    )
+    return None
+
+
+def current_environment() -> Environment:
+    """The device at hand, measured by its own clock."""
+    return Environment("cpu" if current_platform.is_cpu() else "cuda")
+
+
+def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
+    """Our options inside ``vllm_config``, checked. Raises ValueError as ``parse`` does."""
+    additional = vllm_config.additional_config
+    section = additional.get(SECTION) if isinstance(additional, Mapping) else None
+    return BatchLLMConfig.parse(section)
