@@ -85,3 +85,26 @@ def test_an_archive_that_differs_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_version_without_a_pin_is_refused_by_name() -> None:
     with pytest.raises(archive.ArchiveError, match=r"pinned for vLLM 0\.99\.0\+cpu, only for 0\.3"):
         archive.pinned("0.99.0+cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["9.9.0"], 0, r'Release("9.9.0", "ba7816bf8f01cfea'),
+        (["../x"], 2, ""),
+        ([], 2, ""),
+    ],
+)
+def test_the_command_prints_what_is_to_be_pinned(
+    words: list[str],
+    code: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(archive, "CACHE", tmp_path)
+    monkeypatch.setattr("sys.argv", ["archive.py", *words])
+    (tmp_path / "vllm-9.9.0.tar.gz").write_bytes(b"abc")
+    assert archive.main() == code
+    assert capsys.readouterr().out.startswith(told)
