@@ -22,8 +22,8 @@ from runner import Arm, Result, finish, start
 
 from vllm_batchllm.compat import version as vllm_version
 
-TIMEOUT_S = 900
-pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
+TIMEOUT_S, SECOND_TIMEOUT_S = 900, 200
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 2 * SECOND_TIMEOUT_S + 60)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,11 @@ def recorded() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]:
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, recorded: dict[str, Any]
+) -> Iterator[dict[str, Result]]:
+    """Our run in each mode. What is lost is run once more, alone: some of vLLM's tests hold a
+    process to a time that a busy machine misses."""
     scratch = tmp_path_factory.mktemp("upstream")
     models = local_models.make_models(scratch / "models")
     targets = suites.load(archive.installed())["core"].targets
@@ -42,8 +46,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]
         folder, log = scratch / mode, scratch / f"{mode}.jsonl"
         folder.mkdir()
         place = prepared(folder, models)
-        started.append((mode, start(place, Arm("ours", mode), targets, log), log))
-    yield {mode: finish(process, log, TIMEOUT_S) for mode, process, log in started}
+        started.append((mode, place, start(place, Arm("ours", mode), targets, log), log))
+    found = {mode: finish(process, log, TIMEOUT_S) for mode, _, process, log in started}
+    for mode, place, _, log in started:
+        lost = compare(recorded["passed"][mode], found[mode], load_exceptions().get(mode, {})).lost
+        if lost and found[mode].whole:
+            files = sorted({test.partition("::")[0] for test in lost})
+            again = log.with_stem(f"{mode}-again")
+            second = start(place, Arm("ours", mode), files, again, only=lost)
+            found[mode].add(finish(second, again, SECOND_TIMEOUT_S))
+    yield found
 
 
 @pytest.mark.parametrize("mode", CI_MODES)
