@@ -45,7 +45,9 @@ def test_llm_refuses_a_missing_or_half_converted_model(tmp_path) -> None:
 
 def test_llm_refuses_an_unsupported_vllm(smollm2, monkeypatch) -> None:
     monkeypatch.setattr("vllm_batchllm.compat.version.installed_vllm_version", lambda: "0.99.0")
-    with pytest.raises(RuntimeError, match=r"vLLM 0\.99\.0 is installed.*supports vLLM >= 0\.32"):
+    with pytest.raises(
+        RuntimeError, match=r"vLLM 0\.99\.0 is installed.*supports releases of vLLM >= 0\.32"
+    ):
         LLM(smollm2)
 
 
