@@ -18,7 +18,8 @@ class Batch:
     """Requests queued since the last run of the engine.
 
     tokens, namespaces: prompt token ids of the computed requests and what keeps them from
-    sharing (adapter, salt, images), for the optimum. backlog: requests not yet rendered
+    sharing (adapter, salt, images), for the optimum. lookahead: requests in the engine at most, None
+    for all. backlog: requests not yet rendered
     because of the look-ahead; iterating queues one at a time and gives its id. While there is
     one, finished answers are kept for duplicates that are still to come.
     """
@@ -30,6 +31,7 @@ class Batch:
     engine_ids: set[str] = field(default_factory=set)
     tokens: list[Sequence[int]] = field(default_factory=list)
     namespaces: list[Hashable] = field(default_factory=list)
+    lookahead: int | None = None
     backlog: Iterator[str] | None = None
     answered: dict[str, RequestOutput] = field(default_factory=dict)
     ready: list[RequestOutput] = field(default_factory=list)

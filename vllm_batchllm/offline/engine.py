@@ -45,8 +45,9 @@ class OfflineEngine(StockLLM):
         register()  # the config checks, where plugin loading was restricted
         self.batchllm_config = put_options(batchllm, kwargs)
         self._batch: Batch | None = None
-        self._accepting = False
-        self._holds_back = False
+        """What was queued since the last run of the engine, which takes it."""
+        self._intake: Intake | None = None
+        """What takes requests now, and their failures; None but while a call queues its own."""
         self._last_run: tuple[Batch, ScheduleCounters, float] | None = None
         self._last_report: BatchReport | None = None
         super().__init__(model, **kwargs)
@@ -81,12 +82,12 @@ class OfflineEngine(StockLLM):
             return list(super()._add_chat_requests(*args, **kwargs))
 
     def _run_completion(self, *args: Any, **kwargs: Any) -> list[Any]:
-        with self._flag("_holds_back"):
-            return list(super()._run_completion(*args, **kwargs))
+        self._let_wait(self.batchllm_config.lookahead)
+        return list(super()._run_completion(*args, **kwargs))
 
     def _run_chat(self, *args: Any, **kwargs: Any) -> list[Any]:
-        with self._flag("_holds_back"):
-            return list(super()._run_chat(*args, **kwargs))
+        self._let_wait(self.batchllm_config.lookahead)
+        return list(super()._run_chat(*args, **kwargs))
 
     def _preprocess_cmpl_one(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         return self._render(super()._preprocess_cmpl_one, prompt, *args, **kwargs)
@@ -95,7 +96,7 @@ class OfflineEngine(StockLLM):
         return self._render(super()._preprocess_chat_one, conversation, *args, **kwargs)
 
     def _render(self, render: Callable[..., Any], prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._accepting:
+        if self._intake is None:
             return render(prompt, *args, **kwargs)
         try:
             return render(prompt, *args, **kwargs)
@@ -110,34 +111,26 @@ class OfflineEngine(StockLLM):
         lora_requests: Sequence[Any] | None = None,
         priorities: Sequence[int] | None = None,
     ) -> list[str]:
-        if not self._accepting or self._batch is None:
+        if self._intake is None:
             added: list[str] = super()._render_and_add_requests(
                 prompts, params, lora_requests=lora_requests, priorities=priorities
             )
             return added
-        batch = self._batch
+        batch = self._intake.batch
         batch.num_expected += len(params)
-        intake = Intake(
-            batch,
-            self._add_request,
-            lambda: next(self.request_counter),
-            lambda: withdraw(self.llm_engine, str(self.request_counter.counter - 1)),
-            self.batchllm_config.dedupe,
-        )
-        taken = intake.take(prompts, params, lora_requests, priorities)
-        if self._holds_back and self.batchllm_config.lookahead is not None:
-            batch.backlog = taken
-            return self._feed(batch)
-        return list(taken)
+        taken = self._intake.take(prompts, params, lora_requests, priorities)
+        if batch.lookahead is None:
+            return list(taken)
+        batch.backlog = taken
+        return self._feed(batch)
 
     def _feed(self, batch: Batch) -> list[str]:
         """Queue from the backlog until the look-ahead is full; returns the ids."""
-        if batch.backlog is None:
+        if batch.backlog is None or batch.lookahead is None:
             return []
-        limit = self.batchllm_config.lookahead or 0
         ids = []
-        with self._flag("_accepting"):
-            while self.llm_engine.get_num_unfinished_requests() < limit:
+        with self._taking(self._intake_into(batch)):
+            while self.llm_engine.get_num_unfinished_requests() < batch.lookahead:
                 request_id = next(batch.backlog, None)
                 if request_id is None:
                     batch.backlog = None
@@ -189,16 +182,38 @@ class OfflineEngine(StockLLM):
             )
         return outputs
 
-    @contextmanager
-    def _queueing(self) -> Iterator[None]:
-        if self.model_config.runner_type != "generate":
-            yield
-            return
+    def _let_wait(self, lookahead: int | None) -> None:
+        """The call that begins waits for its outputs: so many requests are in the engine at most."""
+        if self._generates:
+            self._open_batch().lookahead = lookahead
+
+    @property
+    def _generates(self) -> bool:
+        return bool(self.model_config.runner_type == "generate")
+
+    def _open_batch(self) -> Batch:
         if self._batch is None:
             self._batch = Batch(before=call_core(self.llm_engine, "batchllm_counters"))
-        batch = self._batch
+        return self._batch
+
+    def _intake_into(self, batch: Batch) -> Intake:
+        return Intake(
+            batch,
+            self._add_request,
+            lambda: next(self.request_counter),
+            lambda: withdraw(self.llm_engine, str(self.request_counter.counter - 1)),
+            self.batchllm_config.dedupe,
+        )
+
+    @contextmanager
+    def _queueing(self) -> Iterator[None]:
+        """A call queues requests; if it fails, nothing of the batch is left in the engine."""
+        if not self._generates:
+            yield
+            return
+        batch = self._open_batch()
         try:
-            with held(self.llm_engine), self._flag("_accepting"):
+            with held(self.llm_engine), self._taking(self._intake_into(batch)):
                 yield
         except BaseException:
             self._batch = None
@@ -206,10 +221,9 @@ class OfflineEngine(StockLLM):
             raise
 
     @contextmanager
-    def _flag(self, name: str) -> Iterator[None]:
-        before = getattr(self, name)
-        setattr(self, name, True)
+    def _taking(self, intake: Intake) -> Iterator[None]:
+        before, self._intake = self._intake, intake
         try:
             yield
         finally:
-            setattr(self, name, before)
+            self._intake = before
