@@ -42,10 +42,6 @@ class BatchLLMConfig:
     dedupe: bool = True
     """``LLM`` only: compute exact duplicates under greedy decoding once."""
 
-    max_num_seqs_ceiling: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
-    """Up to this many requests at once instead of vLLM's default, where the user did not set
-    ``max_num_seqs``; never fewer than that default. None decides by the device."""
-
     admission: Literal["future", "threshold", "stock"] | None = None
     """How many requests run at once. ``future``: as many as the memory holds until they end;
     ``threshold``: while the KV blocks held stay within ``kv_threshold`` (the published rule);

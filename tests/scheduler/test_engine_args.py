@@ -33,10 +33,6 @@ PLAIN_MODEL = {
 }
 
 
-def ceiling_of(value: Any) -> dict[str, Any]:
-    return {"additional_config": {"batchllm": {"max_num_seqs_ceiling": value}}}
-
-
 @pytest.fixture
 def fill_in(llama, monkeypatch):
     """Run vLLM's own method as on another device; return both sizes, stock's and ours."""
@@ -97,8 +93,6 @@ def test_by_device_and_front_end(fill_in, device, context, stock, raised) -> Non
         ({"speculative_config": {"num_speculative_tokens": 3}}, (256, 2048), (256, 8192)),
         ({"speculative_config": {"method": "mtp"}}, (256, 2048), (256, 8192)),
         ({"diffusion_config": {"canvas_length": 32}}, (256, 2048), (256, 8192)),
-        (ceiling_of(2000), (256, 2048), (2000, 8192)),
-        (ceiling_of(1), (256, 2048), (256, 8192)),
         (
             {"compilation_config": CompilationConfig(max_cudagraph_capture_size=1024)},
             (256, 2048),

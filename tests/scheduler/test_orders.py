@@ -186,7 +186,7 @@ def planned_saving(llama: str, prompts: Prompts, order: str) -> int:
     (line,) = queue._queues.values()
     assert isinstance(line, PlannedGroupQueue)
     groups = ORDERS[order]().groups(line.forest)  # type: ignore[attr-defined]
-    return sum(group.num_saved_blocks for group in groups) * BLOCK
+    return sum((len(group.members) - 1) * group.num_prefix_blocks for group in groups) * BLOCK
 
 
 def test_a_plan_is_made_again_for_those_who_come_while_it_is_served(llama) -> None:

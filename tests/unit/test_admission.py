@@ -298,7 +298,8 @@ def test_costs_are_measured_with_the_clock_that_is_given() -> None:
         runner.step(waiting)
         now[0] += 0.5
     assert admission.tuner.costs != COMPUTE_BOUND
-    assert admission.tuner.costs.of_step(0, 20, 800) > 0.1
+    costs = admission.tuner.costs
+    assert costs.step_s + 20 * costs.decode_s + 800 * costs.kv_s > 0.1, "half a second a step"
 
 
 def test_an_empty_memory_is_refused() -> None:

@@ -137,12 +137,18 @@ def test_with_nothing_to_plan_nothing_is_limited(life) -> None:
 TRUE = StepCosts(step_s=8e-3, prefill_s=4e-5, decode_s=9e-4, kv_s=2e-7)
 
 
+def seconds_of(costs: StepCosts, prefill: int, decode: int, kv: int) -> float:
+    """Of one step with so many tokens prefilled, produced, and read from the KV cache."""
+    work = np.array([1, prefill, decode, kv])
+    return float(work @ [costs.step_s, costs.prefill_s, costs.decode_s, costs.kv_s])
+
+
 def observe(meter: StepCostMeter, costs: StepCosts, num_steps: int, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(num_steps):
         prefill, decode = int(rng.integers(0, 2048)), int(rng.integers(1, 200))
         kv = int(rng.integers(100, 1000)) * decode
-        seconds = costs.of_step(prefill, decode, kv) * rng.uniform(0.9, 1.1)
+        seconds = seconds_of(costs, prefill, decode, kv) * rng.uniform(0.9, 1.1)
         meter.observe(seconds, prefill, decode, kv)
 
 
@@ -152,8 +158,8 @@ def test_costs_are_learned_from_noisy_steps() -> None:
     measured = meter.costs()
     assert measured.prefill_s == pytest.approx(TRUE.prefill_s, rel=0.1)
     assert measured.decode_s == pytest.approx(TRUE.decode_s, rel=0.2)
-    assert measured.of_step(500, 100, 50_000) == pytest.approx(
-        TRUE.of_step(500, 100, 50_000), rel=0.05
+    assert seconds_of(measured, 500, 100, 50_000) == pytest.approx(
+        seconds_of(TRUE, 500, 100, 50_000), rel=0.05
     )
 
 
@@ -166,9 +172,9 @@ def test_before_anything_is_measured_the_prior_stands() -> None:
 def test_a_pause_in_between_moves_little() -> None:
     meter = StepCostMeter(PLATFORM_COSTS["cpu"])
     observe(meter, TRUE, 500)
-    before = meter.costs().of_step(500, 100, 50_000)
+    before = seconds_of(meter.costs(), 500, 100, 50_000)
     meter.observe(3600.0, 500, 100, 50_000)
-    assert meter.costs().of_step(500, 100, 50_000) == pytest.approx(before, rel=0.1)
+    assert seconds_of(meter.costs(), 500, 100, 50_000) == pytest.approx(before, rel=0.1)
 
 
 def test_old_steps_fade_when_the_platform_changes() -> None:

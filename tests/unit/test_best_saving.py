@@ -12,8 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_batchllm.prefix.best_saving import Saving, optimal_saved_tokens, optimal_saving
-from vllm_batchllm.prefix.hashing import chain_hashes
+from vllm_batchllm.prefix.best_saving import (
+    Saving,
+    optimal_saved_tokens,
+    optimal_saving,
+    pack_tokens,
+)
+from vllm_batchllm.prefix.hashing import chain_packed
 
 Prompt = list[int]
 # Few token values and short prompts, so that prefixes are shared often.
@@ -99,7 +104,7 @@ def test_a_block_size_below_one_is_refused(block_size: int) -> None:
     with pytest.raises(ValueError, match=f"block_size .* got {block_size}$"):
         optimal_saved_tokens([[1]], block_size)
     with pytest.raises(ValueError, match=f"block_size .* got {block_size}$"):
-        chain_hashes([1], block_size)
+        chain_packed(pack_tokens([1]), block_size)
 
 
 def test_as_many_namespaces_as_prompts() -> None:
@@ -117,8 +122,8 @@ def test_what_is_not_a_token_id_is_refused(token: object) -> None:
 def test_chained_hashes_are_equal_exactly_where_all_tokens_up_to_there_are(
     left: Prompt, right: Prompt, block_size: int, namespace: bytes
 ) -> None:
-    left_hashes = chain_hashes(left, block_size)
-    right_hashes = chain_hashes(right, block_size, namespace)
+    left_hashes = chain_packed(pack_tokens(left), block_size)
+    right_hashes = chain_packed(pack_tokens(right), block_size, namespace)
     assert len(left_hashes) == len(left) // block_size
     for position, (one, other) in enumerate(zip(left_hashes, right_hashes, strict=False)):
         end = (position + 1) * block_size
@@ -127,4 +132,4 @@ def test_chained_hashes_are_equal_exactly_where_all_tokens_up_to_there_are(
 
 def test_hashes_of_two_namespaces_differ_however_long_the_names() -> None:
     names = [b"", b"a", b"b", b"a" * 1000, b"a" * 1001]
-    assert len({chain_hashes([1, 2], 2, name)[0] for name in names}) == len(names)
+    assert len({chain_packed(pack_tokens([1, 2]), 2, name)[0] for name in names}) == len(names)

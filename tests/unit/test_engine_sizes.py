@@ -26,30 +26,26 @@ PLAIN = Workload()
 
 
 @pytest.mark.parametrize(
-    ("device", "work", "option", "ceiling"),
+    ("device", "work", "ceiling"),
     [
-        (SMALL_GPU, PLAIN, None, 512),
-        (H100, PLAIN, None, 1024),
-        (CPU, PLAIN, None, 1024),
-        (CPU_IN_EIGHT, PLAIN, None, 2048),
-        (TPU, PLAIN, None, None),
-        (TPU, PLAIN, 700, 700),
-        (SMALL_GPU, PLAIN, 4096, 4096),
-        (SMALL_GPU, PLAIN, 1, 1),
+        (SMALL_GPU, PLAIN, 512),
+        (H100, PLAIN, 1024),
+        (CPU, PLAIN, 1024),
+        (CPU_IN_EIGHT, PLAIN, 2048),
+        (TPU, PLAIN, None),
         # a request that decodes 4 tokens a step fills a graph of 512 with 128 requests
-        (SMALL_GPU, Workload(tokens_per_decode=4), None, 256),
-        (Device("gpu", 1024, 128), Workload(tokens_per_decode=4), None, 256),
-        (SMALL_GPU, Workload(tokens_per_decode=None), None, None),
-        (SMALL_GPU, Workload(tokens_per_decode=None), 700, None),
-        (SMALL_GPU, Workload(generates=False), 700, None),
-        (SMALL_GPU, Workload(has_state=True), 700, None),
-        (SMALL_GPU, Workload(for_latency=True), None, None),
-        (SMALL_GPU, Workload(max_num_active_seqs=100), None, None),
-        (Device("gpu", 0, 256), PLAIN, None, 256),
+        (SMALL_GPU, Workload(tokens_per_decode=4), 256),
+        (Device("gpu", 1024, 128), Workload(tokens_per_decode=4), 256),
+        (SMALL_GPU, Workload(tokens_per_decode=None), None),
+        (SMALL_GPU, Workload(generates=False), None),
+        (SMALL_GPU, Workload(has_state=True), None),
+        (SMALL_GPU, Workload(for_latency=True), None),
+        (SMALL_GPU, Workload(max_num_active_seqs=100), None),
+        (Device("gpu", 0, 256), PLAIN, 256),
     ],
 )
-def test_the_ceiling(device, work, option, ceiling) -> None:
-    assert seqs_ceiling(device, work, option) == ceiling
+def test_the_ceiling(device, work, ceiling) -> None:
+    assert seqs_ceiling(device, work) == ceiling
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def random_trees(
 
 
 def saved(groups: Sequence[RequestGroup[int]]) -> int:
-    return sum(group.num_saved_blocks for group in groups)
+    return sum((len(group.members) - 1) * group.num_prefix_blocks for group in groups)
 
 
 def best_by_brute_force(prompts: Sequence[Path]) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_batchllm.plan.lru import LruOutcome, simulate_lru
-from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
-from vllm_batchllm.prefix.hashing import chain_hashes
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens, pack_tokens
+from vllm_batchllm.prefix.hashing import chain_packed
 
 Prompt = list[int]
 PROMPTS = st.lists(st.lists(st.integers(0, 1), max_size=9), max_size=15)
@@ -19,7 +19,7 @@ BLOCK_SIZE = st.integers(1, 3)
 
 
 def simulate(prompts: Sequence[Prompt], block_size: int, num_kv_blocks: int) -> LruOutcome:
-    requests = [(len(prompt), chain_hashes(prompt, block_size)) for prompt in prompts]
+    requests = [(len(prompt), chain_packed(pack_tokens(prompt), block_size)) for prompt in prompts]
     return simulate_lru(requests, block_size, num_kv_blocks)
 
 

@@ -64,15 +64,6 @@ class StepCosts:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{field.name} must be 0 seconds or more, got {value}")
 
-    def of_step(self, num_prefill: int, num_decode: int, num_kv: int) -> float:
-        """Seconds of one step."""
-        return (
-            self.step_s
-            + num_prefill * self.prefill_s
-            + num_decode * self.decode_s
-            + num_kv * self.kv_s
-        )
-
 
 PLATFORM_COSTS = {
     "cpu": StepCosts(step_s=1.3e-2, prefill_s=4.2e-5, decode_s=1.2e-4),

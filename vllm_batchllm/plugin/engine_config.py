@@ -7,14 +7,13 @@ object that asks for our scheduler, and only while its config is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from vllm_batchllm.compat.features import planned_block_size
-from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.plugin.engine_sizes import (
     CPU_STOCK_BLOCK_SIZE,
@@ -120,9 +119,7 @@ def _larger(
     decide the tokens of a step once more, as for its ``LLM`` class.
     """
     seqs_by_user, tokens_by_user = by_user
-    ceiling = None
-    if seqs_by_user is None:
-        ceiling = seqs_ceiling(_device(args), work, _options(args).max_num_seqs_ceiling)
+    ceiling = seqs_ceiling(_device(args), work) if seqs_by_user is None else None
     tokens = stock.max_num_batched_tokens
     if tokens_by_user is None:
         args.max_num_seqs = max(stock.max_num_seqs, ceiling or 0)
@@ -131,13 +128,6 @@ def _larger(
         tokens = max(tokens, args.max_num_batched_tokens)
     seqs = raised_seqs(EngineSizes(stock.max_num_seqs, tokens), ceiling, work)
     return EngineSizes(seqs, tokens)
-
-
-def _options(args: Any) -> BatchLLMConfig:
-    additional = args.additional_config
-    return BatchLLMConfig.parse(
-        additional.get(SECTION) if isinstance(additional, Mapping) else None
-    )
 
 
 def _workload(args: Any, model_config: Any) -> Workload:

@@ -79,18 +79,14 @@ class Workload:
         )
 
 
-def seqs_ceiling(device: Device, work: Workload, option: int | None) -> int | None:
+def seqs_ceiling(device: Device, work: Workload) -> int | None:
     """Requests at once up to which `max_num_seqs` is raised; None to leave it alone.
 
-    Args:
-        option: `max_num_seqs_ceiling`; None decides by the platform. On a GPU a decode step wider
-            than the largest captured graph runs without one, so the ceiling is that graph's width
-            in requests, unless vLLM's own default for the device is larger.
+    On a GPU a decode step wider than the largest captured graph runs without one, so the ceiling is
+    that graph's width in requests, unless vLLM's own default for the device is larger.
     """
     if not work.may_run_more:
         return None
-    if option is not None:
-        return option
     if device.platform == "gpu":
         graph_width = device.max_graph_tokens // (work.tokens_per_decode or 1)
         return max(graph_width, device.llm_max_num_seqs)

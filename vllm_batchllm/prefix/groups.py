@@ -53,11 +53,6 @@ class RequestGroup(Generic[T]):
     num_prefix_blocks: int
     members: tuple[T, ...]
 
-    @property
-    def num_saved_blocks(self) -> int:
-        """Blocks that all members but the first need not compute."""
-        return (len(self.members) - 1) * self.num_prefix_blocks
-
 
 def exact_groups(tree: RadixTree[T]) -> list[RequestGroup[T]]:
     """Partition the requests so that the groups save as much as any single-level choice can.

@@ -10,25 +10,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence
 
-from vllm_batchllm.prefix.best_saving import TOKEN_BYTES, check_block_size, pack_tokens
+from vllm_batchllm.prefix.best_saving import TOKEN_BYTES, check_block_size
 
 _DIGEST_BYTES = 16
 
 
-def chain_hashes(tokens: Sequence[int], block_size: int, namespace: bytes = b"") -> list[bytes]:
+def chain_packed(packed: bytes, block_size: int, namespace: bytes = b"") -> list[bytes]:
     """Return one 16-byte hash per full block of `block_size` tokens; the tail has none.
 
     Equal hashes at position k mean equal tokens in blocks 0 to k and equal namespaces.
 
+    Args:
+        packed: what `pack_tokens` makes of the tokens.
+
     Raises:
-        ValueError: `block_size` is below 1, or a token id does not fit into 32 bits.
+        ValueError: `block_size` is below 1.
     """
     check_block_size(block_size)
-    return chain_packed(pack_tokens(tokens), block_size, namespace)
-
-
-def chain_packed(packed: bytes, block_size: int, namespace: bytes = b"") -> list[bytes]:
-    """Return what `chain_hashes` returns, for tokens that `pack_tokens` has packed already."""
     block_bytes = block_size * TOKEN_BYTES
     # The running state is fed block by block: its digest covers everything so far, the same
     # promise as hashing (previous digest, block) at a lower cost.

@@ -117,7 +117,7 @@ def _raised(stock_seqs: int, tokens: int) -> int:
     """`max_num_seqs` as our plugin sets it on a GPU where the user has not."""
     work = engine_sizes.Workload()
     device = engine_sizes.Device("gpu", MAX_GRAPH_TOKENS, stock_seqs)
-    ceiling = engine_sizes.seqs_ceiling(device, work, None)
+    ceiling = engine_sizes.seqs_ceiling(device, work)
     stock = engine_sizes.EngineSizes(min(stock_seqs, tokens), tokens)
     return engine_sizes.raised_seqs(stock, ceiling, work)
 
