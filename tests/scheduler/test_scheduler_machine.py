@@ -7,7 +7,7 @@ everything ends. ``make fuzz`` runs more of it, with seeds of its own.
 
 from __future__ import annotations
 
-from concurrent.futures import BlockDemand
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -38,7 +38,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.budget = budget
         self.engine: FuzzEngine | None = None
         self.num_requests = 0
-        self.grammars: list[BlockDemand[Any]] = []
+        self.grammars: list[Future[Any]] = []
 
     @initialize(setup=setups, arrivals=st.lists(arriving, min_size=1, max_size=12))
     def start(self, setup: dict[str, Any], arrivals: list[Arriving]) -> None:
@@ -71,7 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
         request = self.request(name, arrival, sampling, resumable=kind == "session")
         if kind == "grammar":
             assert request.structured_output_request is not None
-            request.structured_output_request.grammar = BlockDemand()
+            request.structured_output_request.grammar = Future()
             self.grammars.append(request.structured_output_request._grammar)
         account = Account(
             arrival["salt"],
