@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pooled import KV_GROUPS, make
 from vllm.config import KVTransferConfig, SpeculativeConfig, VllmConfig
 
-from vllm_batchllm.admission.length_estimator import MAX_HINT
+from vllm_batchllm.admission.hints import MAX_HINT
 from vllm_batchllm.ordering.policies import ORDERS
 from vllm_batchllm.scheduler.scheduler import create_scheduler
 

@@ -10,8 +10,9 @@ import pytest
 from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.environment import Environment
+from vllm_batchllm.admission.guessed.overcommit import MIN_OVERCOMMIT
 from vllm_batchllm.admission.options import AdmissionOptions
-from vllm_batchllm.admission.step_costs import MIN_OVERCOMMIT, StepCosts
+from vllm_batchllm.admission.step_costs import StepCosts
 from vllm_batchllm.stats.counters import ScheduleCounters
 
 COMPUTE_BOUND = StepCosts(step_s=1e-3, prefill_s=1e-3)

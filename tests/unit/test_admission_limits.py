@@ -9,15 +9,13 @@ import math
 import numpy as np
 import pytest
 
+from vllm_batchllm.admission.guessed.overcommit import MAX_OVERCOMMIT, MIN_OVERCOMMIT
+from vllm_batchllm.admission.limits import WorkAhead, choose_limits
 from vllm_batchllm.admission.pacing import MeanLifetime
 from vllm_batchllm.admission.step_costs import (
-    MAX_OVERCOMMIT,
-    MIN_OVERCOMMIT,
     PLATFORM_COSTS,
     StepCostMeter,
     StepCosts,
-    WorkAhead,
-    choose_limits,
     platform_costs,
 )
 

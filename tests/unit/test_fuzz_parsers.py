@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from plan_model import save_model
 from rich.console import Console
 
-from vllm_batchllm.admission.length_estimator import HINT, MAX_HINT, hint_from
+from vllm_batchllm.admission.hints import HINT, MAX_HINT, hint_from
 from vllm_batchllm.bench.suite import resolve_model, resolve_workloads
 from vllm_batchllm.config import OPTIONS, BatchLLMConfig
 from vllm_batchllm.errors import UsageError

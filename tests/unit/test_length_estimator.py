@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_batchllm.admission.length_estimator import HINT, Bounds, LengthEstimator, hint_from
+from vllm_batchllm.admission.guessed.length_estimator import Bounds, LengthEstimator
+from vllm_batchllm.admission.hints import HINT, hint_from
 
 ENDLESS = Bounds(max_tokens=10**6)
 Drawn = Callable[[np.random.Generator, int], np.ndarray]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_batchllm.admission.candidate import Candidate
-from vllm_batchllm.admission.length_prediction import LengthPredictor, drawn_quantile
+from vllm_batchllm.admission.guessed.quantiles import drawn_quantile
+from vllm_batchllm.admission.length_prediction import LengthPredictor
 from vllm_batchllm.admission.running_requests import RunningRequests
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_batchllm.admission.length_estimator import HINT, hint_from
+from vllm_batchllm.admission.hints import HINT, hint_from
 from vllm_batchllm.bench.suite import resolve_model, resolve_workloads
 from vllm_batchllm.config import BatchLLMConfig
 from vllm_batchllm.errors import UsageError

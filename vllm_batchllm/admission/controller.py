@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from vllm_batchllm.admission.admission_step import AdmissionParts, AdmissionStep
 from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.admission.length_prediction import LengthPredictor
+from vllm_batchllm.admission.limits import AdmissionLimits
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.pacing import RequestLifetime
 from vllm_batchllm.admission.running_requests import RunningRequest, RunningRequests
-from vllm_batchllm.admission.step_costs import AdmissionLimits, StepCosts, platform_costs
+from vllm_batchllm.admission.step_costs import StepCosts, platform_costs
 from vllm_batchllm.admission.tuner import ENOUGH_LIVES, LimitTuner
 from vllm_batchllm.stats.counters import ScheduleCounters
 

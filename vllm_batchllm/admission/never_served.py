@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_batchllm.admission.length_estimator import hint_from
+from vllm_batchllm.admission.hints import hint_from
 
 MORE_MEMORY = (
     "give the KV cache more memory (gpu_memory_utilization or kv_cache_memory_bytes; on the CPU "

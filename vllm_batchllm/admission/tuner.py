@@ -9,19 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from vllm_batchllm.admission.limits import AdmissionLimits, WorkAhead, choose_limits
 from vllm_batchllm.admission.pacing import (
     LatestLifetimes,
     MeanLifetime,
     RequestLifetime,
     StaggeredStart,
 )
-from vllm_batchllm.admission.step_costs import (
-    AdmissionLimits,
-    StepCostMeter,
-    StepCosts,
-    WorkAhead,
-    choose_limits,
-)
+from vllm_batchllm.admission.step_costs import StepCostMeter, StepCosts
 
 ENOUGH_LIVES = 8
 """Lives seen before they are planned with: the first member of a group brings its prefix, so

@@ -21,7 +21,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.controller import AdmissionController
-from vllm_batchllm.admission.length_estimator import hint_from
+from vllm_batchllm.admission.hints import hint_from
 from vllm_batchllm.compat.patching import substituted
 
 RUNNING = RequestStatus.RUNNING
