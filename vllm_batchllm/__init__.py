@@ -9,7 +9,6 @@ behind them: ``--scheduler batchllm`` and ``--scheduler-cls vllm_batchllm.create
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
         create_scheduler,
     )
 
+    __version__: str
+
 __all__ = [
     "LLM",
     "SamplingParams",
@@ -35,9 +36,13 @@ __all__ = [
     "__version__",
 ]
 
-__version__ = importlib.metadata.version("vllm-batchllm")
-
-_NEED_VLLM = {"LLM", "SamplingParams"}
+_NEED_VLLM = {
+    "LLM",
+    "SamplingParams",
+    "BatchLLMScheduler",
+    "AsyncBatchLLMScheduler",
+    "create_scheduler",
+}
 _HOME = {
     "LLM": "vllm_batchllm.llm",
     "BatchLLMConfig": "vllm_batchllm.config",
@@ -50,6 +55,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # asking the metadata takes longer than everything else here
+        return importlib.import_module("importlib.metadata").version("vllm-batchllm")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _NEED_VLLM:  # another vLLM may fail on any import below: the refusal comes first

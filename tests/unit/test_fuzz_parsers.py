@@ -34,7 +34,7 @@ from vllm_batchllm.measure.command_line import parse_options
 from vllm_batchllm.messages import clip
 from vllm_batchllm.plan.analysis import make_plan
 from vllm_batchllm.plan.render import print_plan
-from vllm_batchllm.plugin.engine_config import _options as options_of_engine_args
+from vllm_batchllm.scheduler.settings import config_of
 from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.catalog import make_workload, workload_names
 
@@ -247,7 +247,7 @@ def test_options_are_checked_or_refused_by_name_and_value(section: Any) -> None:
 
 def of_engine(section: Any) -> BatchLLMConfig:
     """The options as they come with vLLM's ``additional_config``."""
-    return options_of_engine_args(SimpleNamespace(additional_config={"batchllm": section}))
+    return config_of(SimpleNamespace(additional_config={"batchllm": section}))
 
 
 pairs = st.one_of(

@@ -26,7 +26,7 @@ SAMPLE = 16
 
 FULL_SHARE, MIN_SHARE, SHARE_STEP = 0.97, 0.8, 0.05
 """Share of the ideal number of requests that pacing aims at: at first, at least, and what it is
-lowered by. Chosen on the scheduler ring (512/64 tokens, outputs of 96 and 250)."""
+lowered by (docs/policies.md)."""
 
 PEAKS_ALLOWED = 0.05
 """Share of steps that may end at the future peak before the pace counts as too high."""
@@ -37,8 +37,8 @@ class RequestLifetime:
     """What one request takes from the KV cache, from admission to end.
 
     steps: it runs. block_steps: blocks held, summed over these steps; blocks shared with
-    requests admitted before it are theirs. full_blocks: blocks held in the last step. first_block: steps until
-    it takes another block, and then one in every ``size`` steps.
+    requests admitted before it are theirs. full_blocks: blocks held in the last step. first_block:
+    steps until it takes another block, and then one in every ``size`` steps.
     """
 
     steps: int

@@ -36,9 +36,8 @@ PLATFORM_COSTS = {
     "cpu": StepCosts(step_s=1.3e-2, prefill_s=4.2e-5, decode_s=1.2e-4),
     "cuda": StepCosts(step_s=1e-2, prefill_s=8e-5, decode_s=2e-5, kv_s=8e-8),
 }
-"""Starting points until enough has been measured: a small model on two cores (least squares over
-the runs in ``benchmarks/results/cpu-2-cores``), and an 8B model on one data-centre GPU (weights
-read once a step; 16 GFLOP a token)."""
+"""Starting points until enough has been measured: a small model on two cores, an 8B model on one
+data-centre GPU (docs/policies.md)."""
 
 
 def platform_costs(platform: str) -> StepCosts:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 PLATFORM_RIDGE = {"cpu": 0, "cuda": 256}
-"""Tokens a step up to which reading 16-bit weights takes longer than computing with them:
-operations per byte of a device, 153 on an A100, 295 on an H100 (their data sheets). On the CPU
-even a small step is bound by compute, so nothing is spread."""
+"""Tokens a step up to which reading 16-bit weights takes longer than computing with them: operations
+per byte of a device (docs/policies.md). On the CPU even a small step is bound by compute, so nothing
+is spread."""
 
 MIN_STEP_TOKENS = 512
 """No step is made smaller: matrix products of fewer rows lose efficiency, and up to here vLLM
