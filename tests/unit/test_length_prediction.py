@@ -72,7 +72,6 @@ def test_the_same_request_is_expected_alike_whenever_it_is_asked_about() -> None
     for n in range(100):
         predictor.lengths.learn((), n + 1)
     first = predictor.of(request("a"))
-    predictor.forget()
     assert predictor.of(request("a")) == first
     assert len({predictor.remaining(request("a"), (), n, 5) + n for n in range(50)}) > 10
 

@@ -146,3 +146,20 @@ def test_a_name_without_owner_in_another_folder_is_a_hub_name(
     shutil.rmtree(tmp_path / "model")
     with pytest.raises(TokenizerError, match="model is no folder here"):
         load_tokenizer("model")
+
+
+def test_without_vllm_chats_and_openai_bodies_are_refused_by_line_and_prompts_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vllm_batchllm.input.tokenize.installed_vllm_version", lambda: None)
+    lines = [
+        '{"prompt": [5, 6, 7]}',
+        '{"messages": [{"role": "user", "content": "Hello"}]}',
+        '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": [8]}}',
+    ]
+    requests = [parse_request(number, line) for number, line in enumerate(lines, 1)]
+    result = tokenize_requests(requests, None)
+    assert [list(request.tokens) for request in result.requests] == [[5, 6, 7]]
+    assert [bad.line for bad in result.bad_lines] == [2, 3]
+    assert "a chat is read as vLLM reads it, and vLLM is not installed" in str(result.bad_lines[0])
+    assert "an OpenAI body" in str(result.bad_lines[1])

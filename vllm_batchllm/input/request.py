@@ -43,12 +43,14 @@ class PlanRequest:
         content: text, a conversation, or token ids in an array of 32-bit integers.
         namespace: requests whose namespaces differ share no blocks (model and cache salt).
         max_tokens: the output length it allows, None if it states none.
+        is_openai: it is the body of an OpenAI batch line.
     """
 
     line: int
     content: str | Conversation | array[int]
     namespace: bytes
     max_tokens: int | None
+    is_openai: bool = False
 
 
 def parse_request(line: int, text: str) -> PlanRequest:
@@ -62,7 +64,9 @@ def parse_request(line: int, text: str) -> PlanRequest:
     if not isinstance(record, dict):
         raise BadLineError(f"not a JSON object but {_kind(record)}")
     body = _body(record)
-    return PlanRequest(line, _content(body), _namespace(body), _max_tokens(body))
+    return PlanRequest(
+        line, _content(body), _namespace(body), _max_tokens(body), is_openai=body is not record
+    )
 
 
 def _body(record: dict[str, Any]) -> dict[str, Any]:

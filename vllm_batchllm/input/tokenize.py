@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_batchllm.compat.version import installed_vllm_version
 from vllm_batchllm.input.reader import BadLine
 from vllm_batchllm.input.request import BadLineError, Conversation, PlanRequest
 from vllm_batchllm.input.tokenizer import TokenizerError
@@ -54,9 +55,10 @@ def tokenize_requests(
     Raises:
         TokenizerError: there are conversations, but the tokenizer has no chat template.
     """
+    result = TokenizeResult([], [])
+    requests = _readable(requests, result.bad_lines)
     if any(isinstance(request.content, Conversation) for request in requests):
         _check_chat_template(tokenizer)
-    result = TokenizeResult([], [])
     known: dict[tuple[str, bool], array[int]] = {}
     for start in range(0, len(requests), _BATCH_SIZE):
         batch = requests[start : start + _BATCH_SIZE]
@@ -72,6 +74,27 @@ def tokenize_requests(
                 result.bad_lines.append(BadLine(request.line, "the prompt has no tokens"))
         on_progress(len(batch))
     return result
+
+
+def _readable(requests: Sequence[PlanRequest], bad_lines: list[BadLine]) -> Sequence[PlanRequest]:
+    """Those that can be read here: without vLLM prompts and token ids, but no chats or bodies."""
+    if installed_vllm_version() is not None:
+        return requests
+    for request in requests:
+        if _needs_vllm(request):
+            what = "an OpenAI body" if request.is_openai else "a chat"
+            bad_lines.append(
+                BadLine(
+                    request.line,
+                    f"{what} is read as vLLM reads it, and vLLM is not installed; without it "
+                    "prompts and token ids can be planned",
+                )
+            )
+    return [request for request in requests if not _needs_vllm(request)]
+
+
+def _needs_vllm(request: PlanRequest) -> bool:
+    return request.is_openai or isinstance(request.content, Conversation)
 
 
 def _check_chat_template(tokenizer: Any) -> None:
