@@ -41,54 +41,64 @@ _MODELS = f"One of {', '.join(MODELS)}, or a folder with a config.json."
 _ARMS = f"Policies to compare, several times: {', '.join(arm_names())}."
 
 
+WeightBits = Annotated[float | None, typer.Option(help="Bits of a weight (default: the model's).")]
+NumRequests = Annotated[
+    int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
+]
+OutputTokens = Annotated[
+    int | None, typer.Option(help="Output of each request of a batch file.", min=1)
+]
+KvBlocks = Annotated[
+    int | None, typer.Option(help="KV blocks (default: what the device has left).")
+]
+MaxNumSeqs = Annotated[
+    int | None, typer.Option(help="Requests at once (default: as vLLM and we choose).")
+]
+MaxNumBatchedTokens = Annotated[
+    int | None, typer.Option(help="Tokens per step (default: vLLM's on the device).")
+]
+Lookahead = Annotated[
+    int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
+]
+SharedAttention = Annotated[
+    bool, typer.Option(help="Also ours with a kernel that reads shared KV once.")
+]
+Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
+Price = Annotated[
+    float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
+]
+ReportFolder = Annotated[
+    Path | None, typer.Option(help="Folder for the result as one HTML page as well.")
+]
+
+
 def simulate(
     source: Annotated[list[str] | None, typer.Argument(help=_SOURCES)] = None,
     device: Annotated[str, typer.Option(help=_DEVICES)] = "A100-80GB",
     model: Annotated[str, typer.Option(help=_MODELS)] = "Llama-3.1-8B",
     policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help=_ARMS)] = None,
     tensor_parallel: Annotated[int, typer.Option(help="Devices for one model.")] = 1,
-    weight_bits: Annotated[
-        float | None, typer.Option(help="Bits of a weight (default: the model's).")
-    ] = None,
-    num_requests: Annotated[
-        int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
-    ] = None,
+    weight_bits: WeightBits = None,
+    num_requests: NumRequests = None,
     scale: Annotated[float, typer.Option(help="Divides all lengths of workloads, traces.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the workload.", min=0)] = 0,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
-    ] = None,
-    output_tokens: Annotated[
-        int | None, typer.Option(help="Output of each request of a batch file.", min=1)
-    ] = None,
-    kv_blocks: Annotated[
-        int | None, typer.Option(help="KV blocks (default: what the device has left).")
-    ] = None,
+    tokenizer: Tokenizer = None,
+    output_tokens: OutputTokens = None,
+    kv_blocks: KvBlocks = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens per KV block.")] = None,
-    max_num_seqs: Annotated[
-        int | None, typer.Option(help="Requests at once (default: as vLLM and we choose).")
-    ] = None,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per step (default: vLLM's on the device).")
-    ] = None,
-    lookahead: Annotated[
-        int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
-    ] = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_num_batched_tokens: MaxNumBatchedTokens = None,
+    lookahead: Lookahead = None,
     memory_utilization: Annotated[float, typer.Option(help="As in vLLM.")] = 0.9,
     prefix_caching: Annotated[bool, typer.Option(help="With prefix caching.")] = True,
-    shared_attention: Annotated[
-        bool, typer.Option(help="Also ours with a kernel that reads shared KV once.")
-    ] = False,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
-    ] = None,
+    shared_attention: SharedAttention = False,
+    option: Options = None,
+    price: Price = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the record, simulate.json.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for the result as one HTML page as well.")
-    ] = None,
+    report: ReportFolder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record, no table.")] = False,
 ) -> None:
     """Simulate batches on devices that are not at hand, with the real schedulers."""
