@@ -20,6 +20,7 @@ from pooled import LruScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from vllm_batchllm.admission.environment import Clock
 from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.policies import DepthFirst
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
@@ -50,8 +51,8 @@ class ArrivalLine(GroupQueue[Request]):
 class ArrivalScheduler(BatchLLMScheduler):
     """Our pool under vLLM's order."""
 
-    def _make_queue(self) -> PrefixGroupQueue:
-        queue = super()._make_queue()
+    def _make_queue(self, clock: Clock) -> PrefixGroupQueue:
+        queue = super()._make_queue(clock)
         queue._new_queue = partial(ArrivalLine, self.hash_block_size)
         return queue
 

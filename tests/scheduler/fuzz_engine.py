@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fake_worker import FakeWorker
@@ -58,10 +57,9 @@ class FuzzEngine:
     Args:
         scheduler: one of ours, or vLLM's.
         specs: of its KV cache groups.
-        clock: what it is to take for the time.
     """
 
-    def __init__(self, scheduler: Any, specs: Sequence[KVCacheSpec], clock: Clock) -> None:
+    def __init__(self, scheduler: Any, specs: Sequence[KVCacheSpec]) -> None:
         self.scheduler = scheduler
         self.is_async = bool(scheduler.scheduler_config.async_scheduling)
         self.books = Books()
@@ -71,7 +69,6 @@ class FuzzEngine:
         self.in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
         self.num_steps = 0
         self.is_sound = True
-        set_clock(scheduler, clock)
 
     @property
     def has_work(self) -> bool:
@@ -218,11 +215,3 @@ class FuzzEngine:
                 not admission.running.num_guessed and not admission.running.memory._runs.num_blocks
             )
             assert admission.predictor.lengths.num_seen <= len(self.books.accounts) * 4
-
-
-def set_clock(scheduler: Any, clock: Callable[[], float]) -> None:
-    """Let ``scheduler``, in which nobody waits yet, measure waits and costs by ``clock``."""
-    new_line = scheduler.waiting._new_queue
-    scheduler.waiting._new_queue = partial(new_line.func, *new_line.args[:-1], clock)
-    if scheduler.admission is not None:
-        scheduler.admission.tuner._clock = clock

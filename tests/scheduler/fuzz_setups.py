@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pooled import KV_GROUPS, make
 from vllm.config import KVTransferConfig, SpeculativeConfig, VllmConfig
 
+from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.admission.hints import MAX_HINT
 from vllm_batchllm.ordering.policies import ORDERS
 from vllm_batchllm.scheduler.scheduler import create_scheduler
@@ -136,6 +137,6 @@ def make_engine(model: str, feature: str, is_async: bool, setup: dict[str, Any])
         options,
     )
     specs = KV_GROUPS[setup["groups"]]
-    scheduler = make(create_scheduler, config, specs)
+    scheduler = make(create_scheduler, config, specs, environment=Environment("cpu", Clock()))
     scheduler.use_v2_model_runner = setup["is_v2"]
-    return FuzzEngine(scheduler, specs, Clock())
+    return FuzzEngine(scheduler, specs)

@@ -20,6 +20,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from vllm_batchllm.admission.environment import Clock, Environment
 from vllm_batchllm.kv_cache.block_pool import installed_block_pool
 from vllm_batchllm.ordering.group_queue import shares_prefixes
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
@@ -65,8 +66,8 @@ KV_GROUPS: dict[str, list[KVCacheSpec]] = {
 class LruScheduler(BatchLLMScheduler):
     """Our queue on vLLM's pool."""
 
-    def _make_queue(self) -> PrefixGroupQueue:
-        queue = super()._make_queue()
+    def _make_queue(self, clock: Clock) -> PrefixGroupQueue:
+        queue = super()._make_queue(clock)
         queue._pool = None
         return queue
 
@@ -79,8 +80,10 @@ class BlindScheduler(Scheduler):
             super().__init__(*args, **kwargs)
 
 
-def make(cls: Any, vllm_config: VllmConfig, specs: list[KVCacheSpec]) -> Any:
-    """Build scheduler ``cls`` on KV groups of ``specs``."""
+def make(
+    cls: Any, vllm_config: VllmConfig, specs: list[KVCacheSpec], **environment: Environment
+) -> Any:
+    """Build scheduler ``cls`` on KV groups of ``specs``; ``environment`` is for ours only."""
     groups = [KVCacheGroupSpec([f"layer {n}"], spec) for n, spec in enumerate(specs)]
     return cls(
         vllm_config=vllm_config,
@@ -94,6 +97,7 @@ def make(cls: Any, vllm_config: VllmConfig, specs: list[KVCacheSpec]) -> Any:
         log_stats=True,
         block_size=max(spec.block_size for spec in specs),
         hash_block_size=min(spec.block_size for spec in specs),
+        **environment,
     )
 
 

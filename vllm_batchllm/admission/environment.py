@@ -17,7 +17,8 @@ class Environment:
     """What decisions take from the outside.
 
     platform: "cpu" or "cuda", whose step costs hold until others have been measured. clock: measures
-    the steps; None keeps the platform's costs, so that nothing depends on the time of day.
+    the steps and, with ``max_wait_s``, how long requests wait; None keeps the platform's costs, so
+    that without that option nothing depends on the time of day.
     """
 
     platform: str

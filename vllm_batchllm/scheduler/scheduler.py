@@ -8,6 +8,7 @@ what ``--scheduler batchllm`` names.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, StreamingUpdate
 
 from vllm_batchllm.admission.controller import AdmissionController
-from vllm_batchllm.admission.environment import Environment
+from vllm_batchllm.admission.environment import Clock, Environment
 from vllm_batchllm.admission.never_served import problem_of
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, TokenBudget
@@ -97,7 +98,7 @@ class PrefixGroupMixin(Scheduler):
         )
         self.token_budget = self._make_token_budget(environment.platform)
         if shares_prefixes:
-            self.waiting = self._make_queue()
+            self.waiting = self._make_queue(environment.clock or time.monotonic)
         install_counters_utility()
         logger.info(
             "Scheduler: batchllm (%s), order=%s, max_wait_s=%s, policy=%s, hash block=%d tokens%s",
@@ -181,8 +182,8 @@ class PrefixGroupMixin(Scheduler):
     def _make_token_budget(self, platform: str) -> TokenBudget:
         config = self.batchllm_config
         # By priority there may be as many queues to add up in each step as requests that wait.
-        is_one_line = self.policy == SchedulingPolicy.FCFS
-        can_split = is_one_line and bool(self.scheduler_config.enable_chunked_prefill)
+        is_one_queue = self.policy == SchedulingPolicy.FCFS
+        can_split = is_one_queue and bool(self.scheduler_config.enable_chunked_prefill)
         spreads = can_split and config.spread_prefills and config.admission_rule == "future"
         return TokenBudget(
             most=self.max_num_scheduled_tokens,
@@ -202,13 +203,14 @@ class PrefixGroupMixin(Scheduler):
             self._told_pacing = is_paced
             logger.info("Admission: %s", admission.limits.reason)
 
-    def _make_queue(self) -> PrefixGroupQueue:
+    def _make_queue(self, clock: Clock) -> PrefixGroupQueue:
         order = make_order(self.batchllm_config.order)
         return PrefixGroupQueue(
             order,
             block_size=self.hash_block_size,
             by_priority=self.policy == SchedulingPolicy.PRIORITY,
             max_wait_s=self.batchllm_config.max_wait_s,
+            clock=clock,
             pool=self.kv_cache_manager.block_pool,
             expect=self._expected_output if order.dynamic else None,
         )
