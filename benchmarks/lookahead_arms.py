@@ -39,8 +39,8 @@ class ArrivalLine(GroupQueue[Request]):
         self._arrived[request] = None
 
     def peek(self) -> Request:
-        if self._requeued_ranks:
-            return self._requeued_ranks.peek()[1]
+        if self._requeued:
+            return self._requeued.peek()[1]
         return next(iter(self._arrived))
 
     def remove(self, request: Request, *, admitted: bool = False) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from typing import Any
 from unittest.mock import patch
@@ -239,6 +240,14 @@ def test_the_manager_is_ours_only_while_ours_is_built(llama) -> None:
     assert scheduler_module.KVCacheManager is KVCacheManager
     off = build(BatchLLMScheduler, llama, [], enable_prefix_caching=False)
     assert type(off.kv_cache_manager) is KVCacheManager and off.admission is None
+
+
+def test_the_manager_takes_what_vllms_takes_in_the_same_places() -> None:
+    stock, ours = (
+        list(inspect.signature(cls.allocate_slots).parameters)
+        for cls in (KVCacheManager, AdmissionControlledKVCacheManager)
+    )
+    assert ours == [*stock[:6], "args", "kwargs"]
 
 
 def known(**sampling: Any) -> bool:

@@ -57,21 +57,46 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         """Blocks that requests can hold: all but the null block and the watermark."""
         return int(self.block_pool.num_gpu_blocks) - 1 - int(self.watermark_blocks)
 
-    def allocate_slots(self, request: Request, *args: Any, **kwargs: Any) -> KVCacheBlocks | None:
+    def allocate_slots(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_computed_tokens: int = 0,
+        new_computed_blocks: KVCacheBlocks | None = None,
+        num_lookahead_tokens: int = 0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> KVCacheBlocks | None:
         """vLLM's; None also where the admission refuses a request that would start."""
+        if request.status is RUNNING and new_computed_blocks is None and not args and not kwargs:
+            # Asked for every running request in every step, and nobody's business here: what is
+            # passed on is written out, since packing and unpacking it costs several times as much.
+            return KVCacheManager.allocate_slots(
+                self,
+                request,
+                num_new_tokens,
+                num_new_computed_tokens,
+                num_lookahead_tokens=num_lookahead_tokens,
+            )
+        allocate = partial(
+            super().allocate_slots,
+            request,
+            num_new_tokens,
+            num_new_computed_tokens,
+            new_computed_blocks,
+            num_lookahead_tokens,
+            *args,
+            **kwargs,
+        )
         admission = self.admission
-        if (
-            request.status is RUNNING  # nobody's business here, and asked in every step
-            or admission is None
-            or request.request_id in admission
-        ):
-            return super().allocate_slots(request, *args, **kwargs)
+        if request.status is RUNNING or admission is None or request.request_id in admission:
+            return allocate()
         step, candidate = admission.step, candidate_of(request, self.max_model_len)
         anything_running = bool(kwargs.get("has_scheduled_reqs", True))
         is_urgent = self._outranks is not None and self._outranks(request)
         if not is_urgent and not step.may_start(candidate, anything_running=anything_running):
             return None
-        blocks = super().allocate_slots(request, *args, **kwargs)
+        blocks = allocate()
         if blocks is None:
             step.no_memory()
         else:
