@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 
 class Report(Protocol):
@@ -14,7 +14,6 @@ class Report(Protocol):
         """All figures as plain JSON values."""
 
 
-@runtime_checkable
 class BatchEngine(Protocol):
     """An engine that answers whole batches: one of vLLM's in this process, or many elsewhere.
 

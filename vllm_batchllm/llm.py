@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from vllm_batchllm.engine import BatchEngine
 from vllm_batchllm.offline.engine import OfflineEngine
 
 
@@ -24,7 +23,3 @@ class LLM(OfflineEngine):
             model folder that is missing or has no config.
         UnsupportedVLLMError: the installed vLLM is outside the supported range.
     """
-
-
-_: type[BatchEngine] = LLM
-"""What jobs and replicas are written against; the type checker holds the two together."""

@@ -106,11 +106,13 @@ class AdmissionController:
         *,
         num_waiting: int,
         num_free_blocks: int,
+        num_tokens: int | None = None,
     ) -> AdmissionStep:
         """A step begins; who may start in it, the answer says.
 
         tokens_held: prompt and output of each running request so far, asked for only where it
-        matters; requests that were never admitted here are none of its business.
+        matters; requests that were never admitted here are none of its business. num_tokens: that
+        the step may have; None leaves it to the engine.
         """
         self.running.step(tokens_held, num_free_blocks)
         counters = self.counters
@@ -122,7 +124,7 @@ class AdmissionController:
         counters.pace = self.limits.pace or 0.0
         if self.tuner.has_chosen and (counters.pace or not counters.choice):
             counters.choice = self.limits.reason
-        self.step = AdmissionStep(self._parts, num_waiting)
+        self.step = AdmissionStep(self._parts, num_waiting, num_tokens)
         return self.step
 
     def end_step(self, num_tokens: int, num_requests: int) -> None:

@@ -167,17 +167,24 @@ class PrefixGroupMixin(Scheduler):
             self._tokens_held,
             num_waiting=len(self.waiting),
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+            num_tokens=self._step_tokens(admission),
         )
+        if step.num_tokens is not None:
+            self.max_num_scheduled_tokens = step.num_tokens
         if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
             put_victims_last(self.running, self.kv_cache_manager, self.block_size)
         self._tell_choice(admission)
-        if self.token_budget.spreads:
-            step.num_tokens = self.max_num_scheduled_tokens = self.token_budget.tokens(
-                self.waiting.outstanding(),
-                num_running=len(self.running),
-                output_is_guessed=admission.guesses_lengths,
-                mean_output=admission.mean_output,
-            )
+
+    def _step_tokens(self, admission: AdmissionController) -> int | None:
+        """Tokens of the step that begins, where prefills are spread; else None."""
+        if not self.token_budget.spreads:
+            return None
+        return self.token_budget.tokens(
+            self.waiting.outstanding(),
+            num_running=len(self.running),
+            output_is_guessed=admission.guesses_lengths,
+            mean_output=admission.mean_output,
+        )
 
     def _make_token_budget(self, platform: str) -> TokenBudget:
         config = self.batchllm_config
