@@ -153,6 +153,45 @@ def test_a_request_that_fails_late_leaves_nothing_in_the_engine(ours, num_sample
     assert not processor.external_req_ids
 
 
+def test_an_interrupt_while_a_request_is_added_leaves_nothing_in_the_engine(
+    ours, monkeypatch
+) -> None:
+    core = ours.llm_engine.engine_core
+    add, sent = core.add_request, []
+
+    def interrupted(request: Any) -> None:
+        if len(sent) == 2:
+            raise KeyboardInterrupt
+        sent.append(request)
+        add(request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(core, "add_request", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate(ours, document_questions(num_documents=1), greedy(3))
+    processor = ours.llm_engine.output_processor
+    assert len(sent) == 2
+    assert not processor.request_states and not processor.external_req_ids
+    assert len(generate(ours, "Hello", greedy(2))) == 1
+
+
+def test_a_look_ahead_ends_with_its_call_even_if_that_fails_at_once(ours, monkeypatch) -> None:
+    """What is enqueued afterwards is all in the engine, and none of it waits to be fed."""
+    ours.batchllm_config = dataclasses.replace(ours.batchllm_config, lookahead=1)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("before anything is queued")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(ours), "_add_completion_requests", fails)
+        with pytest.raises(RuntimeError, match="before anything is queued"):
+            generate(ours, ["a", "b"], greedy(2))
+    prompts = document_questions(num_documents=2)
+    for first in (0, 4):
+        ours.enqueue(prompts[first : first + 4], greedy(2), use_tqdm=False)
+    assert len(ours.wait_for_completion(use_tqdm=False)) == 8
+
+
 def test_a_bad_hint_fails_alone_and_a_good_one_is_used(ours) -> None:
     prompts = document_questions(num_documents=1)[:3]
     params = [

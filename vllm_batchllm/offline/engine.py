@@ -82,12 +82,12 @@ class OfflineEngine(StockLLM):
             return list(super()._add_chat_requests(*args, **kwargs))
 
     def _run_completion(self, *args: Any, **kwargs: Any) -> list[Any]:
-        self._let_wait(self.batchllm_config.lookahead)
-        return list(super()._run_completion(*args, **kwargs))
+        with self._waiting_for_outputs():
+            return list(super()._run_completion(*args, **kwargs))
 
     def _run_chat(self, *args: Any, **kwargs: Any) -> list[Any]:
-        self._let_wait(self.batchllm_config.lookahead)
-        return list(super()._run_chat(*args, **kwargs))
+        with self._waiting_for_outputs():
+            return list(super()._run_chat(*args, **kwargs))
 
     def _preprocess_cmpl_one(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         return self._render(super()._preprocess_cmpl_one, prompt, *args, **kwargs)
@@ -182,10 +182,21 @@ class OfflineEngine(StockLLM):
             )
         return outputs
 
-    def _let_wait(self, lookahead: int | None) -> None:
-        """The call that begins waits for its outputs: so many requests are in the engine at most."""
-        if self._generates:
-            self._open_batch().lookahead = lookahead
+    @contextmanager
+    def _waiting_for_outputs(self) -> Iterator[None]:
+        """A call that waits for its outputs, so that look-ahead may hold requests back.
+
+        It ends with the call, however that ends: a later ``enqueue`` has nobody to feed its backlog.
+        """
+        if not self._generates:
+            yield
+            return
+        batch = self._open_batch()
+        batch.lookahead = self.batchllm_config.lookahead
+        try:
+            yield
+        finally:
+            batch.lookahead = None
 
     @property
     def _generates(self) -> bool:

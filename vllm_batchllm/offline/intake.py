@@ -100,8 +100,10 @@ class Intake:
             )
         except VLLMServerError:
             raise
-        except Exception as error:  # noqa: BLE001 - kept for this request, shown in its place
+        except BaseException as error:
             self.withdraw()
+            if not isinstance(error, Exception):  # the user has interrupted
+                raise
             return self._refuse(prompt.get("prompt"), error)
         self.batch.queued(engine_id, prompt, lora_request, params)
         if shareable:
