@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every policy on every workload, and a sweep over the tightness of admission.
+"""Every policy on every workload, and a sweep over the limits of admission.
 
     python benchmarks/policies.py --out benchmarks/results/policies
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tightness follows from costs: the rule weighs idle memory against recomputation."""
+"""Limits follow from costs: the rule weighs idle memory against recomputation."""
 
 from __future__ import annotations
 

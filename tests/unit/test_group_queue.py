@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdmissionLine serves requests group by group, as the brute-force order says."""
+"""GroupQueue serves requests group by group, as the brute-force order says."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RunningFootprint predicts the blocks that a step-by-step simulation with block ids holds."""
+"""RunningMemory predicts the blocks that a step-by-step simulation with block ids holds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PlannedLine serves single-level groups by a plan, as the brute-force order says."""
+"""PlannedGroupQueue serves single-level groups by a plan, as the brute-force order says."""
 
 from __future__ import annotations
 

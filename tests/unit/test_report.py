@@ -104,7 +104,7 @@ def test_the_table_shows_what_there_is_to_say() -> None:
 def test_rows_without_content_are_left_out() -> None:
     silent = ScheduleCounters(num_steps=3, prompt_tokens=30, computed_prompt_tokens=30)
     text = str(report_of(silent))
-    for row in ("by level", "KV blocks", "refused", "given up", "mean output", "tightness"):
+    for row in ("by level", "KV blocks", "refused", "given up", "mean output", "admission"):
         assert row not in text
     assert "tokens per step" in text
 

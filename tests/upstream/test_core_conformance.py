@@ -7,6 +7,8 @@ Stock's side is the list recorded by ``make conformance``; here only ours run, b
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from runner import Arm, Result, finish, start
 from vllm_batchllm.compat import version as vllm_version
 
 TIMEOUT_S, SECOND_TIMEOUT_S = 900, 200
+OUT_OF_TIME = re.compile(r"time-?out|timed out", re.IGNORECASE)
+"""In why a test failed: pytest's limit, a process's, or a queue's."""
 pytestmark = pytest.mark.timeout(TIMEOUT_S + 2 * SECOND_TIMEOUT_S + 60)
 
 
@@ -36,8 +40,8 @@ def recorded() -> dict[str, Any]:
 def runs(
     tmp_path_factory: pytest.TempPathFactory, recorded: dict[str, Any]
 ) -> Iterator[dict[str, Result]]:
-    """Our run in each mode. What is lost is run once more, alone: some of vLLM's tests hold a
-    process to a time that a busy machine misses."""
+    """Our run in each mode. What ran out of time is run once more, alone, and is told: some of vLLM's
+    tests hold a process to a time that a busy machine misses. Whatever else is lost stays lost."""
     scratch = tmp_path_factory.mktemp("upstream")
     models = local_models.make_models(scratch / "models")
     targets = suites.load(archive.installed())["core"].targets
@@ -50,10 +54,12 @@ def runs(
     found = {mode: finish(process, log, TIMEOUT_S) for mode, _, process, log in started}
     for mode, place, _, log in started:
         lost = compare(recorded["passed"][mode], found[mode], load_exceptions().get(mode, {})).lost
-        if lost and found[mode].whole:
-            files = sorted({test.partition("::")[0] for test in lost})
+        late = {test for test in lost if OUT_OF_TIME.search(found[mode].why.get(test, ""))}
+        if late and found[mode].whole:
+            warnings.warn(f"{mode}: out of time, run again alone: {sorted(late)}", stacklevel=1)
+            files = sorted({test.partition("::")[0] for test in late})
             again = log.with_stem(f"{mode}-again")
-            second = start(place, Arm("ours", mode), files, again, only=lost)
+            second = start(place, Arm("ours", mode), files, again, only=late)
             found[mode].add(finish(second, again, SECOND_TIMEOUT_S))
     yield found
 

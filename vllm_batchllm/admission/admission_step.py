@@ -12,7 +12,7 @@ gone when the next step begins. Two things are asked of a candidate:
 
 The last one that waits is let in as vLLM would, where it cannot lose by it: nobody behind it could
 use the memory meanwhile, and if that ends early, the newest is sent back, which is itself. How
-strictly, is a question of cost (``step_costs.py``).
+strictly, is a question of cost (``limits.py``).
 """
 
 from __future__ import annotations

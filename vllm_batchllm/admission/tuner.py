@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tightly to admit, kept up to date: lives seen, costs measured, pace set.
 
-The choice itself is a pure function (``cost_rule.py``); here is what it is fed with, and when.
+The choice itself is a pure function (``limits.py``); here is what it is fed with, and when.
 """
 
 from __future__ import annotations

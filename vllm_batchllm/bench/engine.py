@@ -71,7 +71,7 @@ def prepare_environment() -> bool:
     recorder watches their scheduler.
 
     Raises:
-        BenchError: vLLM is not installed.
+        UsageError: vLLM is not installed.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if is_cpu_build() and "OMP_WAIT_POLICY" not in os.environ:
@@ -128,7 +128,7 @@ def arm_kwargs(spec: EngineSpec, arm: str, *, on_cpu: bool) -> dict[str, Any]:
     """`engine_kwargs` plus the scheduler of the arm: the only difference there is.
 
     Raises:
-        BenchError: unknown arm.
+        UsageError: unknown arm.
     """
     if arm not in ENGINE_OF_ARM:
         raise unknown_name("arm", arm, ARMS)
@@ -145,7 +145,7 @@ def build_engine(spec: EngineSpec, arm: str) -> Any:
     """Start an in-process `vllm.LLM` for the arm.
 
     Raises:
-        BenchError: unknown arm, no vLLM, or vLLM refuses the arguments.
+        UsageError: unknown arm, no vLLM, or vLLM refuses the arguments.
     """
     on_cpu = prepare_environment()
     kwargs = arm_kwargs(spec, arm, on_cpu=on_cpu)
@@ -161,7 +161,7 @@ def scheduler_of(llm: Any) -> Any:
     """The live scheduler of an in-process engine.
 
     Raises:
-        BenchError: the engine runs in another process.
+        UsageError: the engine runs in another process.
     """
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
     if core is None:

@@ -47,7 +47,7 @@ class Engines:
         """The engine of an arm.
 
         Raises:
-            BenchError: no such engine was built or given.
+            UsageError: no such engine was built or given.
         """
         name = ENGINE_OF_ARM.get(arm)
         if name is None:
@@ -60,7 +60,7 @@ class Engines:
         """Refuse engines whose live configurations differ in anything but the scheduler.
 
         Raises:
-            BenchError: lists each difference.
+            UsageError: lists each difference.
         """
         llms = list(self.llms.items())
         for name, llm in llms[1:]:

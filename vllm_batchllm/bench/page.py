@@ -37,7 +37,7 @@ def page_writer(folder: Path, plans: Sequence[Plan]) -> Callable[[Report], None]
     The folder is made and tried at once; prefixes are looked at when a workload is finished.
 
     Raises:
-        BenchError: the folder cannot be written; so does the returned function.
+        UsageError: the folder cannot be written; so does the returned function.
     """
     by_name = {plan.batch.name: plan for plan in plans}
     groups: dict[str, tuple[GroupBox, ...]] = {}

@@ -58,7 +58,7 @@ def random_model(cache_dir: Path | None = None, spec: RandomModelSpec | None = N
     half-written model behind.
 
     Raises:
-        BenchError: the cache folder cannot be written.
+        UsageError: the cache folder cannot be written.
     """
     spec = spec or RandomModelSpec()
     parent = cache_dir or default_cache_dir()

@@ -69,7 +69,7 @@ def report_from_dict(data: Mapping[str, Any]) -> Report:
     """Read back what `report_to_dict` made.
 
     Raises:
-        BenchError: the data is of another schema.
+        UsageError: the data is of another schema.
     """
     if data.get("schema") != SCHEMA:
         raise UsageError(f"report has schema {data.get('schema')!r}; this version reads {SCHEMA}")
@@ -107,7 +107,7 @@ def write_report(report: Report, folder: Path) -> None:
     """Write `bench.json`, `bench.md` and `bench.png`, each replaced as a whole.
 
     Raises:
-        BenchError: the folder cannot be written.
+        UsageError: the folder cannot be written.
     """
     from vllm_batchllm.bench.plots import plot_results
 

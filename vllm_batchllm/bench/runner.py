@@ -74,7 +74,7 @@ def run_ab(
         quick: allow fewer than 3 rounds, for a look instead of a measurement.
 
     Raises:
-        BenchError: a bad batch or arm, too few rounds, engines that do not fit the batch or
+        UsageError: a bad batch or arm, too few rounds, engines that do not fit the batch or
             differ in more than the scheduler, or a request that did not produce its output
             length.
     """

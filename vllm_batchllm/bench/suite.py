@@ -60,7 +60,7 @@ def resolve_workloads(names: Sequence[str]) -> list[str]:
     """Full workload names, `suite` and `all` expanded, each once.
 
     Raises:
-        BenchError: an unknown name.
+        UsageError: an unknown name.
     """
     groups = {"suite": list(SUITE), "all": workload_names()}
     expanded = [full for name in names for full in groups.get(name) or [resolve_name(name)]]
@@ -71,7 +71,7 @@ def resolve_model(model: str | None) -> tuple[str, int]:
     """The model to run and its vocabulary size; None generates the random model.
 
     Raises:
-        BenchError: the folder has no readable `config.json`, or the name cannot be resolved.
+        UsageError: the folder has no readable `config.json`, or the name cannot be resolved.
     """
     if model is None:
         spec = RandomModelSpec()
@@ -94,7 +94,7 @@ def make_plan(name: str, options: WorkloadOptions, engine: EngineSpec, vocab_siz
     `engine` gives what does not depend on the workload; its KV size and lengths are replaced.
 
     Raises:
-        BenchError: unknown name, figures out of range, or a KV size that cannot hold the
+        UsageError: unknown name, figures out of range, or a KV size that cannot hold the
             largest request.
     """
     batch = make_workload(
@@ -136,7 +136,7 @@ def run_suite(
     `on_report` gets each report that was written, the last one included.
 
     Raises:
-        BenchError: the report cannot be written.
+        UsageError: the report cannot be written.
     """
     report = Report(results=(), environment=describe_environment(), command=command)
     for plan in plans:

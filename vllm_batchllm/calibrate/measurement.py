@@ -63,7 +63,7 @@ def fit(rows: list[tuple[StepWork, float]]) -> MeasuredCosts:
     """Least squares of the relative error, no cost below zero.
 
     Raises:
-        BenchError: fewer steps than costs.
+        UsageError: fewer steps than costs.
     """
     names = [field.name for field in fields(MeasuredCosts)]
     if len(rows) < len(names):
@@ -88,7 +88,7 @@ def calibrate(model: str | None = None, on_batch: Callable[[str], None] = print)
     which batch is next.
 
     Raises:
-        BenchError: the engine does not start.
+        UsageError: the engine does not start.
     """
     from vllm_batchllm.bench.engine import EngineSpec, build_engine, scheduler_of
     from vllm_batchllm.bench.sampling import sampling_params

@@ -21,7 +21,7 @@ def parse_options(order: str | None, pairs: Sequence[str]) -> tuple[tuple[str, A
     """batchllm options from `--order` and `--option KEY=VALUE`, values as JSON or text.
 
     Raises:
-        BenchError: no `=`, an option given twice, or refused by `BatchLLMConfig`.
+        UsageError: no `=`, an option given twice, or refused by `BatchLLMConfig`.
     """
     options: dict[str, Any] = {} if order is None else {"order": order}
     for pair in pairs:

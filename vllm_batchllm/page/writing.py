@@ -17,7 +17,7 @@ def into_folder(folder: Path, make: Callable[[ReportT], Page]) -> Callable[[Repo
     """What writes the page that `make` makes of a report into `folder`, which is tried at once.
 
     Raises:
-        BenchError: the folder cannot be written; so does the returned function.
+        UsageError: the folder cannot be written; so does the returned function.
     """
 
     def write(report: ReportT) -> None:

@@ -61,7 +61,7 @@ def find_arm(name: str, options: Mapping[str, Any] | None = None) -> Arm:
     options: for our scheduler; a name that is an order wins over an order among them.
 
     Raises:
-        BenchError: unknown; the known ones are listed.
+        UsageError: unknown; the known ones are listed.
     """
     ours = dict(options or {})
     if name == STOCK:

@@ -37,7 +37,7 @@ class Calibration:
         """The last calibration of this machine, or the reference run's if there is none.
 
         Raises:
-            BenchError: the file is damaged.
+            UsageError: the file is damaged.
         """
         path = cls.path()
         try:

@@ -91,7 +91,7 @@ def find_device(name: str) -> Device:
     """The device of that name, whatever its case.
 
     Raises:
-        BenchError: unknown; the known ones are listed.
+        UsageError: unknown; the known ones are listed.
     """
     for known, device in DEVICES.items():
         if known.lower() == name.lower():

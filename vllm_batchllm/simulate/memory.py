@@ -33,7 +33,7 @@ def num_kv_blocks(
     """KV blocks that requests can hold.
 
     Raises:
-        BenchError: the model does not fit; the message shows the arithmetic.
+        UsageError: the model does not fit; the message shows the arithmetic.
     """
     if not 0 < memory_utilization <= 1:
         raise UsageError(

@@ -102,7 +102,7 @@ def find_model(name: str, weight_bits: float | None = None) -> ModelShape:
     weight_bits: instead of those that the model says.
 
     Raises:
-        BenchError: unknown (the known ones are listed), or a file that describes no such model.
+        UsageError: unknown (the known ones are listed), or a file that describes no such model.
     """
     for known, model in MODELS.items():
         if known.lower() == name.lower():
@@ -135,7 +135,7 @@ def shape_of(config: Mapping[str, Any], name: str, weight_bits: float | None = N
     weight_bits: instead of those that it says.
 
     Raises:
-        BenchError: a figure is missing or wrong, or the architecture is not modelled.
+        UsageError: a figure is missing or wrong, or the architecture is not modelled.
     """
     for key in _MOE_KEYS:
         if (config.get(key) or 0) not in (0, 1):

@@ -44,7 +44,7 @@ def page_writer(
     The folder is made and tried at once; prefixes are looked at when a batch has its first row.
 
     Raises:
-        BenchError: the folder cannot be written; so does the returned function.
+        UsageError: the folder cannot be written; so does the returned function.
     """
     groups: list[tuple[GroupBox, ...]] = []
 

@@ -85,7 +85,7 @@ def run_arm(
     """Serve `batch` by `arm`; deterministic but for `plan_s` and `wall_s`.
 
     Raises:
-        BenchError: a request can never fit into the KV blocks.
+        UsageError: a request can never fit into the KV blocks.
     """
     check_fits(batch, sizes)
     began_s = time.perf_counter()
@@ -118,7 +118,7 @@ class _Clock:
 
 
 def check_fits(batch: Batch, sizes: EngineSizes) -> None:
-    """Raise BenchError if a request of `batch` is larger than the KV cache."""
+    """Raise UsageError if a request of `batch` is larger than the KV cache."""
     longest = max(len(p) + n for p, n in zip(batch.prompts, batch.output_lens, strict=True))
     needed = -(-longest // sizes.block_size)
     if needed > sizes.num_blocks:

@@ -73,7 +73,7 @@ def make_setup(batch: Batch, options: SetupOptions) -> Setup:
     """Sizes and costs for `batch`.
 
     Raises:
-        BenchError: unknown device or model, a model that does not fit, figures out of range.
+        UsageError: unknown device or model, a model that does not fit, figures out of range.
     """
     _check(options)
     return _cpu(batch, options) if options.device.lower() == CPU else _gpu(options)
@@ -146,7 +146,7 @@ def with_shared_attention(setup: Setup) -> Setup:
     """The same with a kernel that reads shared KV once.
 
     Raises:
-        BenchError: the costs are measured ones, which no other kernel can be read off.
+        UsageError: the costs are measured ones, which no other kernel can be read off.
     """
     if not isinstance(setup.costs, Roofline):
         raise UsageError("prefix-shared attention cannot be simulated with measured costs")

@@ -88,7 +88,7 @@ def simulate(
     on_arm: told who is next. on_result: given what is finished after each arm.
 
     Raises:
-        BenchError: the batch cannot be run, or the setup knows no other attention.
+        UsageError: the batch cannot be run, or the setup knows no other attention.
     """
     batch.check()
     saved = optimal_saved_tokens(batch.prompts, setup.sizes.block_size)

@@ -78,7 +78,7 @@ class Batch:
         return max(len(p) + n for p, n in zip(self.prompts, self.output_lens, strict=True))
 
     def check(self) -> None:
-        """Raise BenchError if the batch cannot be run."""
+        """Raise UsageError if the batch cannot be run."""
         if not self.prompts:
             raise UsageError(f"batch {self.name!r} holds no requests")
         if len(self.prompts) != len(self.output_lens):

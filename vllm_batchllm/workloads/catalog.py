@@ -146,7 +146,7 @@ def resolve_name(name: str) -> str:
     """The full name of a workload.
 
     Raises:
-        BenchError: unknown; the message lists the known names and the closest.
+        UsageError: unknown; the message lists the known names and the closest.
     """
     full = ALIASES.get(name, name)
     if full not in WORKLOADS:
@@ -173,7 +173,7 @@ def make_workload(
         vocab_size: token ids are drawn below this, above the few special ones.
 
     Raises:
-        BenchError: unknown name, or a figure out of range.
+        UsageError: unknown name, or a figure out of range.
     """
     full = resolve_name(name)
     definition = WORKLOADS[full]

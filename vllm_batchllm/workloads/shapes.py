@@ -43,7 +43,7 @@ class Draw:
         """`tokens` of the definition, scaled; at least 1.
 
         Raises:
-            BenchError: the scale makes it longer than any context.
+            UsageError: the scale makes it longer than any context.
         """
         length = tokens / self.scale
         if length > MOST_TOKENS:

@@ -52,7 +52,7 @@ def load_batch(source: str, options: InputOptions) -> Batch:
     """The batch that `source` names: an existing file, or else a workload.
 
     Raises:
-        BenchError: no such workload, a file that cannot be read, a line that is no request, or a
+        UsageError: no such workload, a file that cannot be read, a line that is no request, or a
             scale that is none.
     """
     if not (math.isfinite(options.scale) and options.scale > 0):
