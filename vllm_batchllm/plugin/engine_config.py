@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's engine arguments, given the sizes of `engine_defaults` where the user gave none.
+"""vLLM's engine arguments, given the sizes of `engine_sizes` where the user gave none.
 
 Nothing here touches a class of vLLM: the method that fills in defaults is replaced on the one
 object that asks for our scheduler, and only while its config is made.

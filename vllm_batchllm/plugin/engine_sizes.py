@@ -2,7 +2,7 @@
 """The engine's sizes for a batch, where the user gave none: pure decisions, no vLLM.
 
 vLLM's defaults suit a server: few requests at once, short steps. A batch is bounded by the memory
-for KV, and by nothing that a user did not ask for. `engine_args` asks here and tells vLLM.
+for KV, and by nothing that a user did not ask for. `engine_config` asks here and tells vLLM.
 """
 
 from __future__ import annotations
