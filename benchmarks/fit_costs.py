@@ -4,7 +4,7 @@
     python benchmarks/fit_costs.py benchmarks/results/cpu-2-cores/bench.json
 
 Least squares of the relative error over the median makespan of every workload and arm. The figures
-are those of `PLATFORM_COSTS["cpu"]` in `vllm_batchllm/admission/step_costs.py`.
+are those of `PLATFORM_COSTS["cpu"]` in `vllm_batchllm/simulate/step_costs.py`.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
 from vllm_batchllm.simulate.arms import SORTED, find_arm
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts
 from vllm_batchllm.simulate.run import EngineSizes, run_arm
+from vllm_batchllm.simulate.step_costs import PLATFORM_COSTS
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 from vllm_batchllm.workloads.catalog import make_workload
 
@@ -51,7 +51,6 @@ def run(batch: Batch, options: dict[str, Any] | None) -> Outcome:
         batchllm_max_num_seqs=MAX_NUM_SEQS,
         max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
         platform="cpu",
-        measures=False,
     )
     arm = find_arm(SORTED) if options is None else find_arm("batchllm", options)
     metrics = run_arm(batch, arm, sizes, COSTS, optimal_saved_tokens=0).metrics

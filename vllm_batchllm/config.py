@@ -47,24 +47,8 @@ class BatchLLMConfig:
     ``threshold``: while the KV blocks held stay within ``kv_threshold`` (the published rule);
     ``stock``: whatever fits now. None: ``threshold`` for the order ``paper``, else ``future``."""
 
-    overcommit: Annotated[float, Field(ge=1, le=100)] | None = None
-    """Admission ``future``: multiple of the KV memory that the predicted peak may reach. None
-    decides by measured costs."""
-
-    pace: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Admission ``future``: multiple of the number of requests that pacing aims at; 0 for no
-    pacing. None decides by what it saves."""
-
-    quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Admission ``future``: quantile of the output length that requests of unknown length are
-    planned with. None: 0.8 for who asks to start, and one drawn for each that runs."""
-
     kv_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Admission ``threshold``: share of the KV memory. None is 0.9."""
-
-    victims: Literal["newest", "cheapest"] = "newest"
-    """Which running request is sent back where that is unavoidable: the newest, as in vLLM, or
-    the one with the least to compute again."""
 
     spread_prefills: bool = False
     """On GPUs, where memory lets few requests run at once: smaller steps, so that prompts are
@@ -118,9 +102,6 @@ class BatchLLMConfig:
 
 
 NEEDS_ADMISSION = {
-    "overcommit": "future",
-    "pace": "future",
-    "quantile": "future",
     "kv_threshold": "threshold",
 }
 """Options that only one rule of admission reads."""

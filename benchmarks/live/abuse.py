@@ -33,7 +33,7 @@ SAME_COUNTERS = {
     "prompt_tokens": "prompt_tokens",
     "admission_hit_tokens": "admission_hit_tokens",
     "preemptions": "num_preemptions",
-    "lengths_compared": "num_lengths",
+    "ended_requests": "num_ended",
     "real_output_tokens": "real_tokens",
     "needed_blocks_lost": "num_needed_lost",
 }

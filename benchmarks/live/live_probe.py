@@ -116,8 +116,6 @@ def _sizes(scheduler: Any) -> dict[str, int]:
 
 def _admission_sizes(admission: Any) -> dict[str, int]:
     return {
-        "estimator_groups": admission.predictor.lengths.num_groups,
-        "estimator_samples": admission.predictor.lengths.num_samples,
         "admitted": admission.num_running,
         "footprint_rows": len(admission.running.memory._hashes),
     }

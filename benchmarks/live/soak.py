@@ -38,7 +38,7 @@ OPTIONS = (
     *("--max-num-seqs", "32", "--num-gpu-blocks-override", "160"),
     *("--scheduling-policy", "priority", "--disable-uvicorn-access-log"),
 )
-BOUNDED = {"estimator_groups": 4096, "estimator_samples": 4096 * 64 + 1024, "priorities": 512}
+BOUNDED = {"priorities": 512}
 """Entries that may stay when all requests have left, and how many at most."""
 
 
@@ -130,10 +130,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         "engine process, MB": {"resident memory": [s["rss"] / 1e6 for s in samples]},
         "requests": {name: [s[name] for s in samples] for name in ("waiting", "running")},
         "forest": {name: [s[name] for s in samples] for name in ("forest_nodes", "heap_entries")},
-        "kept (groups: at most 4,096)": {
-            name: [s[name] for s in samples]
-            for name in ("estimator_groups", "origin_hashes", "blocks_held")
-        },
+        "kept": {name: [s[name] for s in samples] for name in ("origin_hashes", "blocks_held")},
     }
     figure = Figure(figsize=(9, 11), layout="constrained")
     FigureCanvasAgg(figure)

@@ -203,7 +203,7 @@ def test_a_bad_hint_fails_alone_and_a_good_one_is_used(ours) -> None:
     assert "'expected_output_tokens' = '4' is not allowed" in str(outputs[1].error)
     report = ours.report()
     assert report.num_failed == 1 and report.num_needed_lost == 0
-    assert report.num_lengths == 2 and 0 < report.kv_peak_ratio <= 1
+    assert 0 < report.kv_peak_ratio <= 1
 
 
 @pytest.mark.parametrize("prompt", ["", "word " * 900, {"prompt_token_ids": [10**9]}])

@@ -106,7 +106,7 @@ def test_metrics_tell_exactly_what_was_sent(server) -> None:
     assert ours("preemptions_total") == change["vllm:num_preemptions_total"] == 0
     counters = {name for name in before if name.endswith("_total")}
     assert all(after[name] >= before[name] for name in counters), "a counter fell"
-    assert after["vllm_batchllm:overcommit"] > 0 and "vllm:num_requests_running" in after
+    assert "vllm:num_requests_running" in after
 
 
 def test_metrics_carry_every_family(server) -> None:

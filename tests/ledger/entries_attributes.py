@@ -38,7 +38,7 @@ OF_SCHEDULER: tuple[VLLMAttribute, ...] = tuple(
     for path, type, why, how in (
         ("waiting", QUEUE, "order of admission", "replaced after construction"),
         ("kv_holding_waiting", QUEUE, "who waits with blocks opens no gate", "read"),
-        ("running", "builtins:list", "who runs, the next victim last", "read and reordered"),
+        ("running", "builtins:list", "who runs", "read"),
         ("requests", "builtins:dict", "a request by its id", "read"),
         ("policy", "vllm.v1.core.sched.request_queue:SchedulingPolicy", "priorities", "read"),
         ("max_num_scheduled_tokens", INT, "tokens of a step", "set before each step"),
@@ -67,7 +67,12 @@ OF_MANAGER: tuple[VLLMAttribute, ...] = tuple(
             UNTIL_ENDED,
         ),
         ("block_pool", "vllm.v1.core.block_pool:BlockPool", "free blocks", UNTIL_POOL),
-        ("watermark_blocks", INT, "blocks that no request can hold", UNTIL_ADMISSION),
+        (
+            "watermark_blocks",
+            INT,
+            "blocks kept free where lengths are unknown, set before each start",
+            UNTIL_ADMISSION,
+        ),
         ("max_model_len", INT, "longest output", UNTIL_ADMISSION),
     )
 )

@@ -43,6 +43,13 @@ LLM: tuple[VLLMSymbol, ...] = (
         )
     ),
     VLLMSymbol(
+        f"{OFFLINE}._resolve_mm_lora",
+        why="prompts with images or sound get the adapter that vLLM gives them",
+        how="called for each prompt, as vLLM's own loop does, which ours replaces",
+        until=UNTIL_BATCH,
+        parameters=("prompt", "lora_request"),
+    ),
+    VLLMSymbol(
         f"{OFFLINE}._preprocess_cmpl_one",
         why="a prompt that cannot be rendered fails alone",
         how="overridden; calls super and catches",

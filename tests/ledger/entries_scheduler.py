@@ -77,21 +77,38 @@ SCHEDULING: tuple[VLLMSymbol, ...] = (
         )
         for name in ("free", "pop_blocks_for_free")
     ),
-    VLLMSymbol(
-        f"{MANAGER}.get_blocks",
-        why="how many blocks of a running request are its own",
-        how="called",
-        until=UNTIL_ADMISSION,
-        parameters=("request_id",),
-    ),
     *(
         VLLMSymbol(
             f"vllm.v1.kv_cache_interface:{name}",
-            why="tell whether the cache bounds the length of a request",
-            how="compared with the types of KV cache groups",
+            why="know which tokens the layers of a request keep, and so its blocks at any length",
+            how="compared with the types of KV cache groups; their sizes are read",
             until=UNTIL_ADMISSION,
         )
-        for name in ("FullAttentionSpec", "MLAAttentionSpec")
+        for name in (
+            "ChunkedLocalAttentionSpec",
+            "FullAttentionSpec",
+            "KVCacheGroupRole",
+            "MLAAttentionSpec",
+            "MambaSpec",
+            "SinkFullAttentionSpec",
+            "SlidingWindowMLASpec",
+            "SlidingWindowSpec",
+        )
+    ),
+    *(
+        VLLMSymbol(
+            f"vllm.config:VllmConfig.{name}",
+            why="blocks that a running request has ahead of its tokens, for drafts",
+            how="read",
+            until=UNTIL_ADMISSION,
+        )
+        for name in ("num_lookahead_tokens", "num_speculative_tokens")
+    ),
+    VLLMSymbol(
+        "vllm.v1.core.block_pool:BlockPool.get_num_free_blocks",
+        why="blocks that requests can hold, and hold",
+        how="called",
+        until=UNTIL_ADMISSION,
     ),
     VLLMSymbol(
         f"{SCHEDULER}._update_request_as_session",

@@ -210,8 +210,8 @@ class FuzzEngine:
         admission = scheduler.admission
         if admission is not None:
             assert not admission.num_running and not len(admission.running.memory)
-            assert admission.running.memory.held == admission.running.memory.tokens == 0
+            assert admission.running.memory.held_with() == 0 == admission.running.num_hinted
             assert (
-                not admission.running.num_guessed and not admission.running.memory._runs.num_blocks
+                not admission.running.num_guessed and not admission.running.memory._runs.num_units
             )
-            assert admission.predictor.lengths.num_seen <= len(self.books.accounts) * 4
+            assert admission.counters.num_ended <= len(self.books.accounts) * 4

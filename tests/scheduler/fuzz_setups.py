@@ -24,7 +24,6 @@ setups = st.fixed_dictionaries(
     {
         "order": st.sampled_from(sorted(ORDERS)),
         "admission": st.sampled_from(["future", "future", "threshold", "stock"]),
-        "victims": st.sampled_from(["newest", "cheapest"]),
         "policy": st.sampled_from(["fcfs", "priority"]),
         "groups": st.sampled_from(
             [
@@ -125,7 +124,7 @@ def vllm_config(
 
 def make_engine(model: str, feature: str, is_async: bool, setup: dict[str, Any]) -> FuzzEngine:
     """An engine around a new scheduler; ``feature`` is "plain", "drafts" or "connector"."""
-    names = ("order", "admission", "victims", "max_wait_s")
+    names = ("order", "admission", "max_wait_s")
     options = tuple((name, setup[name]) for name in names)
     config = vllm_config(
         model,

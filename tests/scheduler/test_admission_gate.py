@@ -23,12 +23,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import Request
 
-from vllm_batchllm.admission.environment import Environment
+from vllm_batchllm.admission import preemption_price
+from vllm_batchllm.admission.preemption_price import TOKENS_PER_STEP
 from vllm_batchllm.scheduler.kv_cache_manager import (
     AdmissionControlledKVCacheManager,
     length_is_known,
 )
-from vllm_batchllm.scheduler.preemption import num_own_blocks
 from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
 STOP = 999
@@ -48,8 +48,7 @@ def build(cls: Any, model: str, prompts: list[list[int]], **config: Any) -> Any:
     names = {"max_tokens", "stop_token_ids", "priorities", "extra_args"}
     request_args = {name: config.pop(name) for name in names & config.keys()}
     sizes = {"num_blocks": 241, "max_num_seqs": 128, "max_num_batched_tokens": 256}
-    environment = config.pop("environment", None)
-    scheduler = make_scheduler(cls, make_vllm_config(model, **{**sizes, **config}), environment)
+    scheduler = make_scheduler(cls, make_vllm_config(model, **{**sizes, **config}))
     for request in make_requests(prompts, **request_args):
         scheduler.add_request(request)
     return scheduler
@@ -75,43 +74,38 @@ def run(scheduler: Any, lengths: dict[str, int] | None = None) -> dict[str, int]
     return {"steps": num_steps, "preempted": num_preempted}
 
 
-def test_known_lengths_are_never_preempted_and_cost_few_steps(llama) -> None:
+def test_known_lengths_are_never_preempted_and_cost_few_steps(llama, monkeypatch) -> None:
+    monkeypatch.setattr(preemption_price, "TOKENS_PER_STEP", 0)
     prompts = documents()
     stock = run(build(Scheduler, llama, prompts, max_tokens=48))
-    scheduler = build(BatchLLMScheduler, llama, prompts, max_tokens=48, options={"overcommit": 1.0})
+    scheduler = build(BatchLLMScheduler, llama, prompts, max_tokens=48)
     ours = run(scheduler)
     assert stock["preempted"] > 20, "memory is short here"
     assert ours["preempted"] == 0
     assert ours["steps"] <= 1.12 * stock["steps"]
     counters = scheduler.batchllm_snapshot()
-    assert counters["num_lengths"] == len(prompts)
-    assert counters["predicted_tokens"] == counters["real_tokens"] == 48 * len(prompts)
+    assert counters["num_ended"] == len(prompts)
+    assert counters["real_tokens"] == 48 * len(prompts)
     assert counters["num_needed_lost"] == 0
     assert 0 < counters["held_blocks_peak"] <= counters["kv_blocks"] == 240
     assert sum(counters["hit_tokens_by_level"]) == counters["admission_hit_tokens"] > 0
 
 
-def test_the_last_one_starts_early_is_sent_back_at_most_once_and_saves_steps(llama) -> None:
+def test_few_large_ones_start_as_by_stock_where_waiting_costs_more(llama, monkeypatch) -> None:
     """Two that fit together for a while: one after the other they take a third more steps."""
     prompts = [[1] * 40, [2] * 40]
     results = {}
-    for name, options in (("strict", {"overcommit": 1.0}), ("default", {})):
-        scheduler = build(
-            BatchLLMScheduler,
-            llama,
-            prompts,
-            max_tokens=60,
-            num_blocks=11,
-            options=options,
-            environment=Environment("cpu", clock=None),
-        )
+    for name, tokens_per_step in (("strict", 0), ("default", TOKENS_PER_STEP)):
+        monkeypatch.setattr(preemption_price, "TOKENS_PER_STEP", tokens_per_step)
+        scheduler = build(BatchLLMScheduler, llama, prompts, max_tokens=60, num_blocks=11)
         results[name] = run(scheduler)
     stock = run(build(Scheduler, llama, prompts, max_tokens=60, num_blocks=11))
     assert results["strict"]["preempted"] == 0 < results["default"]["preempted"] <= 1
     assert results["default"]["steps"] <= stock["steps"] < results["strict"]["steps"]
 
 
-def test_with_steps_in_flight_known_lengths_are_not_preempted_either(llama) -> None:
+def test_with_steps_in_flight_known_lengths_are_not_preempted_either(llama, monkeypatch) -> None:
+    monkeypatch.setattr(preemption_price, "TOKENS_PER_STEP", 0)
     prompts = documents()
     scheduler = build(
         AsyncBatchLLMScheduler,
@@ -119,13 +113,12 @@ def test_with_steps_in_flight_known_lengths_are_not_preempted_either(llama) -> N
         prompts,
         max_tokens=48,
         async_scheduling=True,
-        options={"overcommit": 1.0},
     )
     run_overlapped(scheduler)
     counters = scheduler.batchllm_snapshot()
     assert counters["num_preemptions"] == 0
-    assert counters["num_lengths"] == len(prompts)
-    assert counters["refused_peak"] + counters["refused_pace"] > 0
+    assert counters["num_ended"] == len(prompts)
+    assert counters["refused_peak"] > 0
     assert scheduler.admission.num_running == 0
 
 
@@ -147,8 +140,7 @@ def test_unknown_lengths_are_preempted_less_and_less_is_computed_twice(llama) ->
 @pytest.mark.parametrize(
     "options",
     [
-        {"admission": "future", "overcommit": 3.0, "pace": 0.0},
-        {"admission": "future", "overcommit": 1.0, "pace": 0.1},
+        {"admission": "future"},
         {"admission": "threshold", "kv_threshold": 0.01},
         {"admission": "stock"},
         {"order": "paper"},
@@ -208,29 +200,17 @@ def test_a_bad_hint_ends_its_request_alone(llama, hint) -> None:
     assert ended_with_errors(scheduler) == {"bad"}
 
 
-def test_the_cheapest_victim_is_the_one_with_least_to_compute_again(llama) -> None:
-    prompts = [[1] * 64 + [5] * 8, [1] * 64 + [6] * 8, [9] * 100]
-    scheduler = build(
-        BatchLLMScheduler,
-        llama,
-        prompts,
-        num_blocks=16,
-        max_tokens=200,
-        options={"admission": "future", "overcommit": 99.0, "pace": 0.0, "victims": "cheapest"},
-    )
-    for _ in range(100):
-        running = list(scheduler.running)
+def test_a_watermark_of_the_users_stays_and_without_one_guesses_leave_some_memory(llama) -> None:
+    for watermark, expected in ((0.0, 5), (0.1, 24)):
+        config = make_vllm_config(llama, num_blocks=241, max_num_seqs=128)
+        config.scheduler_config.watermark = watermark
+        scheduler = make_scheduler(BatchLLMScheduler, config)
+        for request in make_requests([[n] * 40 for n in range(9)], stop_token_ids=[STOP]):
+            scheduler.add_request(request)
+        scheduler.schedule()
         manager = scheduler.kv_cache_manager
-        costs = {
-            r.request_id: num_own_blocks(manager.get_blocks(r.request_id).blocks) for r in running
-        }
-        output = scheduler.schedule()
-        if output.preempted_req_ids:
-            (victim,) = output.preempted_req_ids
-            assert costs[victim] == min(costs.values())
-            return
-        scheduler.update_from_output(output, model_output(scheduler, output))
-    pytest.fail("nobody was preempted")
+        assert manager.watermark_blocks == expected
+        assert manager.num_usable_blocks == scheduler.admission.running.capacity - 9 * 3
 
 
 def test_the_manager_is_ours_only_while_ours_is_built(llama) -> None:
@@ -271,7 +251,7 @@ def test_a_method_that_somebody_else_puts_into_the_manager_is_asked_and_can_be_t
         assert scheduler.schedule().total_num_scheduled_tokens == 0
         refuse.assert_called_once()
     run(scheduler)
-    assert scheduler.batchllm_snapshot()["num_lengths"] == 4
+    assert scheduler.batchllm_snapshot()["num_ended"] == 4
 
 
 def test_an_urgent_request_does_not_wait_for_the_end_of_a_less_urgent_one(llama) -> None:

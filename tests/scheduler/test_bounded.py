@@ -111,19 +111,3 @@ def test_the_hashes_kept_for_cached_blocks_are_about_as_many_as_the_blocks(llama
     assert len(lists) >= 200 and num_cached >= 500
     assert len(hashes) <= 2 * num_cached, "equal hashes are kept again and again"
     pool.check_integrity()
-
-
-def test_length_groups_are_bounded_however_many_prefixes_come(llama) -> None:
-    scheduler = build(llama, num_blocks=200)
-    lengths = scheduler.admission.predictor.lengths
-    lengths._max_groups = 50
-    for number in range(120):
-        (request,) = make_requests([[number % 1000, number // 7] * 40], max_tokens=3)
-        request.request_id = str(number)
-        request.sampling_params.ignore_eos = False
-        request.sampling_params.stop_token_ids = [999]
-        scheduler.add_request(request)
-        while scheduler.has_unfinished_requests():
-            step(scheduler)
-    assert lengths.num_seen == 120
-    assert lengths.num_groups == 50

@@ -20,6 +20,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
+from vllm_batchllm.admission import preemption_price
 from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 
 STOP = 9
@@ -138,9 +139,10 @@ def check_clean(scheduler: Any) -> None:
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("options", [{}, {"admission": "stock"}], ids=["future", "stock"])
-def test_no_token_is_lost_doubled_or_misplaced(llama, depth, options) -> None:
+def test_no_token_is_lost_doubled_or_misplaced(llama, depth, options, monkeypatch) -> None:
     """Stops are seen while the next step of the request is in flight; with stock's admission
     requests are preempted in flight too."""
+    monkeypatch.setattr(preemption_price, "TOKENS_PER_STEP", 0)
     prompts = documents()
     num_blocks = 40 if options else 48
     ours = engine(
@@ -216,8 +218,9 @@ def test_requests_aborted_in_flight_leave_nothing_behind(llama, seed) -> None:
 
 
 @pytest.mark.parametrize("num_stages", [2, 4])
-def test_a_pipeline_of_stages_answers_as_one(llama, num_stages) -> None:
+def test_a_pipeline_of_stages_answers_as_one(llama, num_stages, monkeypatch) -> None:
     """A request is in one stage at a time, so several batches take turns."""
+    monkeypatch.setattr(preemption_price, "TOKENS_PER_STEP", 0)
     prompts = documents()
     ours = engine(
         BatchLLMScheduler,

@@ -14,7 +14,6 @@ from fuzz_setups import make_engine
 SETUP = {
     "order": "dfs",
     "admission": "future",
-    "victims": "newest",
     "policy": "fcfs",
     "groups": "full",
     "max_wait_s": None,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from policies import POLICIES, _sweep_table, _table
+from policies import POLICIES, _table
 from ring import run, workload
 
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
@@ -22,13 +22,6 @@ def test_every_policy_serves_the_batch_and_none_saves_more_than_is_possible() ->
     table = _table({"tree-3": row})
     assert table.count("\n") == 2 + len(POLICIES)
     assert "| tree-3 | sorted |" in table and "| 1.000 |" in table
-
-
-def test_the_sweep_names_its_best_point() -> None:
-    batch = workload("micro-2000-200-d16", 16.0, 32)
-    points = {"auto": {}, "1, 0": {"overcommit": 1.0, "pace": 0.0}}
-    row = {name: run(batch, options) for name, options in points.items()}
-    assert "| micro |" in _sweep_table({"micro": row})
 
 
 def test_lengths_that_nobody_knows_end_where_the_workload_says() -> None:

@@ -131,8 +131,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
     ("arguments", "words"),
     [
         (["--scale", "0"], "scale must be a number above 0"),
-        (["--option", "pace"], "KEY=VALUE"),
-        (["--option", "pace=-1"], "pace"),
+        (["--option", "kv_threshold"], "KEY=VALUE"),
+        (["--option", "kv_threshold=-1"], "kv_threshold"),
         (["--tensor-parallel", "3"], "cannot be divided among 3 devices"),
         (["--weight-bits", "0"], "between 1 and 32 bits"),
         (["--memory-utilization", "2"], "share of the memory"),

@@ -45,7 +45,7 @@ def make(
             policy=policy,
             options=options if is_ours else None,
         ),
-        Environment(platform, clock=None) if is_ours else None,
+        Environment(platform) if is_ours else None,
     )
 
 

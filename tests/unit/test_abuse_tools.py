@@ -138,13 +138,13 @@ def test_memory_that_grows_behind_the_warm_up_is_seen_and_the_warm_up_is_not() -
 
 
 def test_whatever_grows_without_load_is_named() -> None:
-    sizes = {"estimator_groups": 5, "estimator_samples": 9, "priorities": 1, "rss": 100}
+    sizes = {"priorities": 1, "rss": 100}
     assert growth_problems(sizes, sizes | {"rss": 900}) == []
     assert growth_problems(sizes, sizes | {"priorities": 2}) == [
         "priorities grew from 1 to 2 at rest"
     ]
-    many = sizes | {"estimator_groups": 5000}
-    assert growth_problems(many, many) == ["5000 estimator_groups, more than 4096"]
+    many = sizes | {"priorities": 5000}
+    assert growth_problems(many, many) == ["5000 priorities, more than 512"]
 
 
 def test_preemptions_are_read_off_vllms_own_metric() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
 from vllm_batchllm.calibrate.measurement import StepTimer, fit
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.calibration import CALIBRATION_FILE, Calibration
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, StepWork
+from vllm_batchllm.simulate.step_costs import PLATFORM_COSTS
 
 COSTS = MeasuredCosts(
     step_s=5e-3, prefill_s=8e-5, decode_s=4e-4, kv_s=3e-8, held_s=2e-7, pair_s=4e-8

@@ -36,8 +36,6 @@ def test_defaults_and_round_trip() -> None:
         ({"lookahead": 0}, r"'lookahead' = 0 is not allowed; allowed: a whole number >= 1 and <= "),
         ({"lookahead": 2 * 10**9}, r"'lookahead' = 2000000000 is not allowed"),
         ({"max_wait_s": 2e9}, r"'max_wait_s' = 2000000000.0 is not allowed"),
-        ({"overcommit": 101}, r"'overcommit' = 101 is not allowed"),
-        ({"pace": 101}, r"'pace' = 101 is not allowed"),
         ({"kv_threshold": 1.1}, r"'kv_threshold' = 1.1 is not allowed"),
         ({"lookahead": True}, r"'lookahead' = True is not allowed"),
         ({"dedupe": "yes"}, r"'dedupe' = 'yes' is not allowed; allowed: true, false"),
@@ -104,17 +102,12 @@ def test_planning_and_options_do_not_load_vllm() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantile": 0.0}, "'quantile' = 0.0 is not allowed; allowed: a number > 0 and < 1"),
-        ({"quantile": 1.0}, "'quantile' = 1.0 is not allowed"),
-        ({"overcommit": 0.9}, "'overcommit' = 0.9 is not allowed; allowed: a number >= 1"),
-        ({"pace": -0.1}, "'pace' = -0.1 is not allowed"),
         ({"kv_threshold": 0.0}, "'kv_threshold' = 0.0 is not allowed"),
         ({"admission": "lax"}, "'admission' = 'lax' is not allowed"),
         (
-            {"admission": "stock", "overcommit": 1.2},
-            r"'overcommit' = 1.2 has no effect with admission 'stock' \(order 'dfs'\); leave it",
+            {"admission": "stock", "kv_threshold": 0.5},
+            r"'kv_threshold' = 0.5 has no effect with admission 'stock' \(order 'dfs'\); leave it",
         ),
-        ({"order": "paper", "pace": 1.0}, "'pace' = 1.0 has no effect with admission 'threshold'"),
         ({"kv_threshold": 0.5}, "'kv_threshold' = 0.5 has no effect with admission 'future'"),
     ],
 )
@@ -126,5 +119,5 @@ def test_contradictory_admission_options_are_refused_by_name(options, message) -
 def test_the_published_order_brings_the_published_admission() -> None:
     assert BatchLLMConfig.parse({"order": "paper"}).admission_rule == "threshold"
     assert BatchLLMConfig.parse({}).admission_rule == "future"
-    both = BatchLLMConfig.parse({"order": "paper", "admission": "future", "pace": 1.0})
+    both = BatchLLMConfig.parse({"order": "paper", "admission": "future"})
     assert both.admission_rule == "future"

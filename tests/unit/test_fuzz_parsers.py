@@ -230,7 +230,7 @@ options = st.dictionaries(st.sampled_from(OPTIONS), values, max_size=3) | st.dic
 @given(section=options | values)
 @example(section={"order": "\ud800"})
 @example(section={"max_wait_s": float("nan")})
-@example(section={"overcommit": 10**400})
+@example(section={"kv_threshold": 10**400})
 @example(section={"x" * MEGABYTE: "y" * MEGABYTE})
 def test_options_are_checked_or_refused_by_name_and_value(section: Any) -> None:
     for read in (BatchLLMConfig.parse, of_engine):
@@ -247,7 +247,10 @@ def test_options_are_checked_or_refused_by_name_and_value(section: Any) -> None:
 
 def of_engine(section: Any) -> BatchLLMConfig:
     """The options as they come with vLLM's ``additional_config``."""
-    return config_of(SimpleNamespace(additional_config={"batchllm": section}))
+    parallel = SimpleNamespace(distributed_executor_backend=None)
+    return config_of(
+        SimpleNamespace(additional_config={"batchllm": section}, parallel_config=parallel)
+    )
 
 
 pairs = st.one_of(
@@ -258,10 +261,10 @@ pairs = st.one_of(
 
 
 @given(order=st.none() | texts, given_pairs=st.lists(pairs, max_size=3))
-@example(order=None, given_pairs=["overcommit=" + "1" * 5000])
-@example(order=None, given_pairs=["overcommit=" + "[" * 100_000])
+@example(order=None, given_pairs=["kv_threshold=" + "1" * 5000])
+@example(order=None, given_pairs=["kv_threshold=" + "[" * 100_000])
 @example(order=None, given_pairs=["x" * MEGABYTE])
-@example(order=None, given_pairs=["\ud800=\ud800", "overcommit=NaN"])
+@example(order=None, given_pairs=["\ud800=\ud800", "kv_threshold=NaN"])
 def test_options_of_the_command_line_are_parsed_or_refused(order: Any, given_pairs: Any) -> None:
     try:
         parsed = parse_options(order, given_pairs)

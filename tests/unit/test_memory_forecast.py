@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_batchllm.admission.memory_forecast import Entrant, RunningMemory
+from vllm_batchllm.admission.memory_model import MemoryModel
 from vllm_batchllm.prefix.hashing import num_equal
 
 Path = tuple[int, ...]
@@ -62,48 +63,56 @@ def batches(draw: st.DrawFn) -> tuple[int, list[Request]]:
     return block_size, requests
 
 
+def check_shortage(
+    memory: RunningMemory, request: Request, expected: list[int], num_blocks: int
+) -> None:
+    for is_certain in (True, False):
+        until = request.num_remaining + 1 if is_certain else len(expected)
+        over = [step for step, held in enumerate(expected[: until + 1]) if held > num_blocks]
+        found = memory.shortage(request.entrant, num_blocks, is_certain=is_certain)
+        assert (found is None) == (not over)
+        if found is not None:
+            assert max(over[0] - 2, 0) <= found.num_steps <= over[0], "to the step, or one early"
+            assert 0 < found.lost_ratio <= 1
+
+
 @given(batches(), st.integers(0, 15), st.randoms(use_true_random=False))
 def test_the_forecast_is_that_of_a_simulation_with_block_ids(batch, horizon, random) -> None:
     """Requests come in depth-first order and leave in any: then sharing is exact."""
     block_size, requests = batch
-    memory = RunningMemory(block_size)
+    memory = RunningMemory(MemoryModel.full(block_size))
     running: list[Request] = []
     for request in requests:
         expected = simulate([*running, request], block_size)
-        forecast = memory.forecast(request.entrant)
-        assert forecast.held == expected[0]
-        until, near = horizon, min(horizon, 4)
-        bounded = memory.forecast(request.entrant, near=near, until=until)
-        assert bounded.held == expected[0]
-        assert bounded.near == max(expected[: near + 1])
-        assert bounded.peak == max(expected[: until + 1])
+        assert memory.held_with(request.entrant) == expected[0]
+        assert memory.peak(request.entrant) == max(expected)
         assert not memory.fits_whatever_happens(request.entrant, max(expected) - 1)
-        assert forecast.peak == max(expected)
+        check_shortage(memory, request, expected, horizon)
         if random.random() < 0.8:
             memory.add(str(request.name), request.entrant)
             running.append(request)
-            assert memory.forecast() == forecast, "looking ahead differs from admitting"
-            assert memory.held == forecast.held
+            assert memory.peak() == max(expected), "looking ahead differs from admitting"
+            assert memory.held_with() == expected[0]
         while running and random.random() < 0.3:
             memory.remove(str(running.pop(random.randrange(len(running))).name))
-        assert memory.forecast().peak == max(simulate(running, block_size))
+        assert memory.peak() == max(simulate(running, block_size))
 
 
 @given(batches(), st.randoms(use_true_random=False))
 def test_out_of_order_a_shared_block_may_count_twice_but_never_not_at_all(batch, random) -> None:
     block_size, requests = batch
     random.shuffle(requests)
-    memory = RunningMemory(block_size)
+    memory = RunningMemory(MemoryModel.full(block_size))
     for request in requests:
         memory.add(str(request.name), request.entrant)
     alone = sum(max(simulate([request], block_size)) for request in requests)
-    assert max(simulate(requests, block_size)) <= memory.forecast().peak <= alone
+    assert max(simulate(requests, block_size)) <= memory.peak() <= alone
 
 
 @given(batches(), st.integers(1, 6))
 def test_steps_pass_and_the_peak_ahead_stays_that_of_the_simulation(batch, num_steps) -> None:
     block_size, requests = batch
-    memory = RunningMemory(block_size)
+    memory = RunningMemory(MemoryModel.full(block_size))
     for request in requests:
         memory.add(str(request.name), request.entrant)
     expected = simulate(requests, block_size)
@@ -113,53 +122,56 @@ def test_steps_pass_and_the_peak_ahead_stays_that_of_the_simulation(batch, num_s
                 memory.remove(str(request.name))
         alive = [request for request in requests if request.num_remaining >= step]
         assert memory.update({str(r.name): r.num_tokens + step for r in alive}) == []
-        assert memory.forecast().peak == max(expected[step:], default=0)
+        assert memory.peak() == max(expected[step:], default=0)
 
 
 def test_a_group_holds_its_prefix_once_and_until_its_last_member_ends() -> None:
-    memory = RunningMemory(block_size=10)
+    memory = RunningMemory(MemoryModel.full(10))
     memory.add("short", Entrant(["p", "q", "a"], 30, 5))
     assert memory.add("long", Entrant(["p", "q", "b"], 30, 25)) == 2
-    assert memory.held == 2 + 1 + 1
-    forecast = memory.forecast()
-    assert forecast.peak == 3 + 3, "the long one alone: 55 tokens"
-    assert memory.tokens == 60
+    assert memory.held_with() == 2 + 1 + 1
+    assert memory.peak() == 3 + 3, "the long one alone: 55 tokens"
     memory.remove("short")
-    assert memory.held == 3
+    assert memory.held_with() == 3
 
 
 def test_who_outgrows_the_prediction_is_named_and_can_be_predicted_anew() -> None:
-    memory = RunningMemory(block_size=10)
+    memory = RunningMemory(MemoryModel.full(10))
     memory.add("a", Entrant([], 10, 3))
     memory.add("b", Entrant([], 10, 30))
     assert memory.update({"b": 13, "a": 13}) == []
     assert memory.update({"a": 14}) == ["a"]
     assert memory.num_tokens("a") == 14
-    memory.expect("a", 100)
+    memory.expect_no_end("a")
     assert memory.update({}) == []
-    assert memory.forecast().peak == 12, "114 tokens, long after b has ended"
+    assert memory.peak() == 2 + 4 and not memory.fits_whatever_happens(Entrant([], 1, 1), 999)
+    memory.remove("a")
+    assert memory.peak() == 4 and memory.fits_whatever_happens(Entrant([], 1, 1), 5)
+
+
+def test_who_never_ends_holds_what_it_holds_whenever_one_looks() -> None:
+    memory = RunningMemory(MemoryModel.full(10))
+    memory.add("endless", Entrant(["p", "q"], 25, None))
+    assert memory.add("short", Entrant(["p", "q"], 30, 40)) == 2
+    assert memory.peak() == 2 + 1 + 5
+    assert memory.shortage(Entrant(["p", "x"], 20, None), 9) is None
+    found = memory.shortage(Entrant(["p", "x"], 21, None), 9)
+    assert found is not None and found.num_steps == 29 and found.lost_ratio == 1 / 2
 
 
 def test_hashes_may_be_finer_than_blocks() -> None:
-    memory = RunningMemory(block_size=4, tokens_per_hash=2)
+    memory = RunningMemory(MemoryModel.full(4), tokens_per_hash=2)
     memory.add("a", Entrant([1, 2, 3, 4, 5], 10, 0))
     assert memory.add("b", Entrant([1, 2, 3, 40, 50], 10, 0)) == 1, "6 tokens: 1 full block"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"block_size": 0}, "block_size must be at least 1 token, got 0"),
-        ({"block_size": 4, "tokens_per_hash": 0}, "tokens_per_hash must be at least 1, got 0"),
-    ],
-)
-def test_bad_figures_are_refused(arguments, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        RunningMemory(**arguments)
+def test_bad_figures_are_refused() -> None:
+    with pytest.raises(ValueError, match="tokens_per_hash must be at least 1, got 0"):
+        RunningMemory(MemoryModel.full(4), tokens_per_hash=0)
 
 
 def test_requests_twice_or_unknown_are_refused() -> None:
-    memory = RunningMemory(block_size=4)
+    memory = RunningMemory(MemoryModel.full(4))
     memory.add("a", Entrant([], 4, 1))
     with pytest.raises(ValueError, match="request a runs already"):
         memory.add("a", Entrant([], 4, 1))
@@ -178,44 +190,3 @@ def test_the_common_prefix_of_chained_hashes(left, right) -> None:
     while same < min(len(left), len(right)) and left[same] == right[same]:
         same += 1
     assert num_equal(*chained) == same
-
-
-@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 30)), max_size=8))
-def test_the_mean_age_weighs_requests_by_what_they_hold(requests) -> None:
-    memory = RunningMemory(block_size=4)
-    for name, (num_tokens, _) in enumerate(requests):
-        memory.add(str(name), Entrant((), num_tokens, 99))
-    held = {str(name): first + age for name, (first, age) in enumerate(requests)}
-    memory.update(held)
-    total = sum(held.values())
-    expected = sum(held[str(name)] * age for name, (_, age) in enumerate(requests))
-    assert memory.mean_age == pytest.approx(expected / total if total else 0.0)
-    assert memory.tokens == total
-    if requests:
-        memory.remove("0")
-        assert memory.tokens == total - held["0"]
-
-
-@given(
-    lives=st.lists(
-        st.tuples(st.integers(0, 9), st.integers(1, 50), st.integers(1, 9)), max_size=12
-    ),
-    looks=st.sets(st.integers(0, 18)),
-)
-def test_the_tokens_held_are_known_in_every_step_whether_or_not_anybody_looks(lives, looks) -> None:
-    memory = RunningMemory(block_size=4)
-    for step in range(20):
-        memory.step()
-        for name, (start, tokens, length) in enumerate(lives):
-            if start == step:
-                memory.add(str(name), Entrant((), tokens, length))
-            if start + length == step:
-                memory.remove(str(name))
-        held = {
-            str(name): tokens + step - start
-            for name, (start, tokens, length) in enumerate(lives)
-            if start <= step < start + length
-        }
-        if step in looks:
-            memory.update(held)
-        assert memory.tokens == sum(held.values())

@@ -69,14 +69,14 @@ def test_a_scrape_shows_counters_at_zero_and_gauges_once_known() -> None:
     counters = {f.full_name for f in FAMILIES if f.kind == "counter"}
     assert {name for name, _, _ in before} == counters and set(before.values()) == {0}
     assert {engine for _, engine, _ in before} == {"0", "1"}
-    exporter.apply(1, {"num_steps": 3, "pace": 0.0, "hit_tokens_by_level.0": 7})
-    exporter.apply(1, {"num_steps": 2, "refused_pace": 1})
+    exporter.apply(1, {"num_steps": 3, "kv_blocks": 9, "hit_tokens_by_level.0": 7})
+    exporter.apply(1, {"num_steps": 2, "refused_peak": 1})
     after = scrape(registry)
     assert {key: value for key, value in after.items() if before.get(key) != value} == {
         ("vllm_batchllm:steps_total", "1", ""): 5,
-        ("vllm_batchllm:pace", "1", ""): 0,
+        ("vllm_batchllm:kv_blocks", "1", ""): 9,
         ("vllm_batchllm:admission_hit_tokens_total", "1", "1"): 7,
-        ("vllm_batchllm:admission_refusals_total", "1", "pace"): 1,
+        ("vllm_batchllm:admission_refusals_total", "1", "peak"): 1,
     }
 
 
@@ -96,7 +96,7 @@ def test_the_next_exporter_takes_the_names_and_the_old_one_goes_on_unseen() -> N
     old.close()
     assert scrape(registry) == {}
     new = Exporter("some/model", [0], registry)
-    old.apply(0, {"num_steps": 50, "pace": 2.0})
+    old.apply(0, {"num_steps": 50, "kv_blocks": 2})
     new.apply(0, {"num_steps": 2})
     assert scrape(registry)["vllm_batchllm:steps_total", "0", ""] == 2
 
@@ -116,7 +116,7 @@ API_PROCESS = """
 import sys
 from vllm_batchllm.stats.exporter import Exporter
 exporter = Exporter("some/model", [0])
-exporter.apply(0, {"num_steps": int(sys.argv[1]), "pace": float(sys.argv[2])})
+exporter.apply(0, {"num_steps": int(sys.argv[1]), "kv_blocks": int(sys.argv[2])})
 """
 
 
@@ -129,7 +129,7 @@ def test_several_api_processes_add_up_and_the_latest_gauge_counts(tmp_path) -> N
     multiprocess.MultiProcessCollector(registry, str(tmp_path))
     shown = scrape(registry)
     assert shown["vllm_batchllm:steps_total", "0", ""] == 7
-    assert shown["vllm_batchllm:pace", "0", ""] == 16
+    assert shown["vllm_batchllm:kv_blocks", "0", ""] == 16
 
 
 def test_the_documentation_lists_each_metric_with_its_kind() -> None:

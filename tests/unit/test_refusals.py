@@ -49,8 +49,8 @@ def test_options_of_any_size_are_named_in_few_words(value: object) -> None:
 
 @pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
 def test_option_values_that_python_cannot_read_are_refused_as_text(text: str) -> None:
-    with pytest.raises(UsageError, match=r"option 'overcommit' = '.* is not allowed"):
-        parse_options(None, [f"overcommit={text}"])
+    with pytest.raises(UsageError, match=r"option 'kv_threshold' = '.* is not allowed"):
+        parse_options(None, [f"kv_threshold={text}"])
 
 
 def test_long_names_are_compared_in_no_time() -> None:

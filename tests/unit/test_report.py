@@ -26,17 +26,12 @@ BUSY = ScheduleCounters(
     num_memory_steps=20,
     held_blocks=1200,
     held_blocks_peak=90,
-    num_lengths=8,
-    predicted_tokens=96,
+    num_ended=8,
     real_tokens=80,
-    length_error_tokens=24,
     num_garbage_blocks=1234,
     num_needed_lost=0,
     hit_tokens_by_level=[400, 0, 100, 0, 0, 0, 0, 0],
     kv_blocks=100,
-    choice="paced: because",
-    overcommit=1.25,
-    pace=64.0,
 )
 
 
@@ -52,16 +47,12 @@ def report_of(counters: ScheduleCounters, **books: Any) -> BatchReport:
     return make_report(counters, **(plain | books))
 
 
-def test_memory_and_lengths_are_taken_from_the_counters() -> None:
+def test_memory_figures_are_taken_from_the_counters() -> None:
     report = report_of(BUSY)
     assert (report.kv_peak_ratio, report.kv_mean_ratio) == (0.9, 0.6)
     assert (report.refused_memory, report.refused_peak, report.refused_pace) == (3, 2, 1)
     assert (report.num_garbage_blocks, report.num_needed_lost) == (1234, 0)
-    assert report.num_lengths == 8
-    assert (report.mean_predicted_tokens, report.mean_real_tokens) == (12.0, 10.0)
-    assert report.mean_length_error == 3.0
     assert report.hit_tokens_by_level == (400, 0, 100, 0, 0, 0, 0, 0)
-    assert (report.overcommit, report.pace) == (1.25, 64.0)
 
 
 def test_the_earlier_figures_are_unchanged() -> None:
@@ -75,7 +66,7 @@ def test_the_earlier_figures_are_unchanged() -> None:
 def test_an_empty_batch_divides_by_nothing() -> None:
     report = report_of(ScheduleCounters(), optimal_saved_tokens=0, num_requests=0, makespan_s=0.0)
     assert report.saved_ratio == report.tokens_per_step == report.plan_share == 0.0
-    assert report.kv_peak_ratio == report.kv_mean_ratio == report.mean_length_error == 0.0
+    assert report.kv_peak_ratio == report.kv_mean_ratio == 0.0
     assert report.reuse_efficiency == 1.0
     assert "batchllm report" in str(report)
 
@@ -94,8 +85,6 @@ def test_the_table_shows_what_there_is_to_say() -> None:
         "peak 90.0%, mean 60.0%",
         "memory 3, future peak 2, pace 1",
         "1,234 garbage, 0 still needed",
-        "predicted 12.0, real 10.0, off by 3.0",
-        "paced: because",
     ):
         assert part in text
     assert max(map(len, text.splitlines())) <= 72
@@ -104,7 +93,7 @@ def test_the_table_shows_what_there_is_to_say() -> None:
 def test_rows_without_content_are_left_out() -> None:
     silent = ScheduleCounters(num_steps=3, prompt_tokens=30, computed_prompt_tokens=30)
     text = str(report_of(silent))
-    for row in ("by level", "KV blocks", "refused", "given up", "mean output", "admission"):
+    for row in ("by level", "KV blocks", "refused", "given up"):
         assert row not in text
     assert "tokens per step" in text
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 
@@ -10,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_batchllm.admission.memory_model import MemoryModel
+from vllm_batchllm.admission.pacer import Pacer, WorkAhead, choose_cohorts
 from vllm_batchllm.admission.pacing import (
     FULL_SHARE,
     MIN_SHARE,
     LatestLifetimes,
     MeanLifetime,
-    RequestLifetime,
     StaggeredStart,
 )
+from vllm_batchllm.admission.request_lifetime import BlockGrowth, RequestLifetime
 
 
 def held_over_a_life(own: int, tokens: int, steps: int, size: int) -> list[int]:
@@ -26,11 +29,15 @@ def held_over_a_life(own: int, tokens: int, steps: int, size: int) -> list[int]:
     return [-(-(tokens + step) // size) - shared for step in range(steps)]
 
 
+def life_of(own: int, tokens: int, steps: int, size: int) -> RequestLifetime:
+    return RequestLifetime.of(MemoryModel.full(size), tokens, -(-tokens // size) - own, steps)
+
+
 @given(st.integers(1, 200), st.integers(1, 300), st.integers(1, 40), st.data())
 def test_a_life_is_the_sum_over_its_steps(tokens, steps, size, data) -> None:
     own = data.draw(st.integers(0, -(-tokens // size)))
     held = held_over_a_life(own, tokens, steps, size)
-    life = RequestLifetime.of(own, tokens, steps, size)
+    life = life_of(own, tokens, steps, size)
     assert (life.steps, life.block_steps, life.full_blocks) == (steps, sum(held), held[-1])
 
 
@@ -41,7 +48,7 @@ def test_a_life_is_the_sum_over_its_steps(tokens, steps, size, data) -> None:
 def test_means_are_those_of_the_latest_lives(figures, window) -> None:
     lives = LatestLifetimes(window)
     kept = [
-        RequestLifetime(steps, float(steps * blocks), blocks, steps + 1)
+        RequestLifetime(steps, float(steps * blocks), (BlockGrowth(blocks, steps + 1),))
         for steps, blocks in figures
     ]
     for life in kept:
@@ -72,10 +79,10 @@ LIFE = MeanLifetime(
 )
 
 
-def paced(pace: StaggeredStart, num_steps: int, factor: float = 1.0) -> list[float]:
+def paced(pace: StaggeredStart, num_steps: int) -> list[float]:
     limits = []
     for _ in range(num_steps):
-        pace.step(750, LIFE, 3, factor)
+        pace.step(750, LIFE, 3)
         limits.append(pace.max_running)
     return limits
 
@@ -86,10 +93,6 @@ def test_the_number_grows_one_cohort_at_a_time() -> None:
     assert sorted(set(limits)) == pytest.approx([full / 3, full * 2 / 3, full])
     assert limits == sorted(limits)
     assert limits.index(max(limits)) in range(63, 67), "two thirds of a life"
-
-
-def test_a_factor_scales_the_number() -> None:
-    assert paced(StaggeredStart(), 100, 0.5)[-1] == pytest.approx(0.5 * FULL_SHARE * 750 / 6)
 
 
 def test_until_it_is_paced_nothing_is_limited() -> None:
@@ -126,7 +129,7 @@ def test_a_few_refusals_at_the_peak_change_nothing() -> None:
 def test_cohorts_hold_what_a_roll_of_their_profiles_says(own, tokens, steps, size) -> None:
     own = min(own, -(-tokens // size))
     held = held_over_a_life(own, tokens, steps, size)
-    life = RequestLifetime.of(own, tokens, steps, size)
+    life = life_of(own, tokens, steps, size)
     assert life.profile().tolist() == held
     lives = LatestLifetimes()
     lives.add(life)
@@ -140,7 +143,7 @@ def test_cohorts_hold_what_a_roll_of_their_profiles_says(own, tokens, steps, siz
 
 def test_a_paced_population_fills_the_memory_evenly() -> None:
     """A population simulation: after one life the blocks held stay near the capacity."""
-    life = RequestLifetime.of(4, 576, 96, 32)
+    life = life_of(4, 576, 96, 32)
     lives = LatestLifetimes()
     lives.add(life)
     mean = lives.mean()
@@ -154,3 +157,39 @@ def test_a_paced_population_fills_the_memory_evenly() -> None:
             ages.append(0)
         totals.append(sum(held[age] for age in ages))
     assert all(0.8 * 750 <= total <= 750 for total in totals[100:])
+
+
+EVEN = MeanLifetime(100, 4.0, (6.0, 5.0, 4.5, 4.2, 4.1, 4.05, 4.0, 4.0), 0.0, 100)
+
+
+def cohorts(life: MeanLifetime | None = EVEN, **figures: object) -> int | None:
+    work = {
+        "capacity_blocks": 400,
+        "block_size": 16,
+        "tokens_per_block": 16.0,
+        "num_waiting": 2048,
+    } | figures
+    return choose_cohorts(WorkAhead(life=life, **work))  # type: ignore[arg-type]
+
+
+def test_starts_are_paced_where_many_waves_of_equal_lives_come() -> None:
+    number = cohorts()
+    assert number is not None and number > 1
+    assert cohorts(num_waiting=80) is None, "less than a wave"
+    assert cohorts(num_waiting=0) is None and cohorts(None) is None
+    assert cohorts(dataclasses.replace(EVEN, spread=0.5)) is None, "ages mix by themselves"
+    assert cohorts(capacity_blocks=40) is None, "few, which do so by being sent back"
+    assert cohorts(block_size=64) is None, "lives of less than two blocks"
+    assert cohorts(dataclasses.replace(EVEN, cohort_blocks=(4.0,) * 8)) is None, "they hardly grow"
+    assert cohorts(is_paced=True) == 1 and cohorts(is_paced=True, num_waiting=80) is None
+
+
+def test_a_pacer_begins_anew_when_nothing_runs() -> None:
+    pacer = Pacer(MemoryModel.full(16))
+    pacer.step(400, 2048, False)
+    for _ in range(8):
+        assert math.isinf(pacer.max_running)
+        pacer.plan(life_of(2, 20, 100, 16))
+    assert math.isfinite(pacer.max_running)
+    pacer.step(400, 2048, False)
+    assert math.isinf(pacer.max_running)

@@ -39,8 +39,6 @@ def test_only_what_changed_is_sent() -> None:
     assert first == {
         "hash_block_size": 1,
         "kv_blocks": 100,
-        "overcommit": 1.0,
-        "pace": 0.0,
         "held_blocks_peak": 0,
         "max_tokens_held": 0,
     }

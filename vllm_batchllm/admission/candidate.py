@@ -14,7 +14,6 @@ class Candidate:
     hashes: its chained block hashes, by reference; empty if it may share nothing.
     num_tokens: prompt and what was generated before a preemption. length_known: whether the
     output is certain to have ``max_tokens`` tokens. hint: the user's expectation, or None.
-    was_preempted: whether it has started before, and was sent back.
     """
 
     request_id: str
@@ -24,18 +23,25 @@ class Candidate:
     max_tokens: int
     length_known: bool = False
     hint: int | None = None
-    was_preempted: bool = False
 
     @property
     def num_generated(self) -> int:
         """Output tokens produced in an earlier life."""
         return self.num_tokens - self.num_prompt_tokens
 
-    def groups(self) -> tuple[Hashable, ...]:
-        """Its prefix groups, widest first: its hashes after 1, 2, 4, 8 ... blocks.
+    @property
+    def expected_output(self) -> int | None:
+        """Tokens of its whole output, if they are known or told and not outgrown; else None."""
+        if self.length_known:
+            return self.max_tokens
+        if self.hint is None or self.hint <= self.num_generated:
+            return None
+        return min(self.hint, self.max_tokens)
 
-        Hashes are chained, so each names everything up to it; requests over one document meet
-        in all groups that end inside the document.
+    def expected_steps(self, lag: int) -> int | None:
+        """Steps behind the first one until its blocks come back; None if nobody can say.
+
+        lag: steps that are put together before the output of one is known.
         """
-        hashes = self.hashes
-        return tuple(hashes[(1 << level) - 1] for level in range(len(hashes).bit_length()))
+        expected = self.expected_output
+        return None if expected is None else max(expected - self.num_generated - 1, 0) + lag

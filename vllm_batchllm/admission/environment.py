@@ -16,10 +16,9 @@ Clock = Callable[[], float]
 class Environment:
     """What decisions take from the outside.
 
-    platform: "cpu" or "cuda", whose step costs hold until others have been measured. clock: measures
-    the steps and, with ``max_wait_s``, how long requests wait; None keeps the platform's costs, so
-    that without that option nothing depends on the time of day.
+    platform: "cpu" or "cuda", by which steps may be made smaller. clock: tells, with ``max_wait_s``,
+    how long requests wait; nothing else reads it.
     """
 
     platform: str
-    clock: Clock | None = time.perf_counter
+    clock: Clock = time.monotonic

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from vllm_batchllm.messages import clip
@@ -29,9 +30,10 @@ def hint_from(extra_args: Mapping[str, Any] | None) -> int | None:
 
 def checked_hint(value: object) -> int:
     """``value`` if it is a whole number in range. Raises ValueError as hint_from does."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_HINT:
+    is_number = isinstance(value, Integral) and not isinstance(value, bool)  # numpy's, too
+    if not is_number or not 1 <= int(value) <= MAX_HINT:  # type: ignore[call-overload]
         raise ValueError(
             f"hint {HINT!r} = {clip(value)} is not allowed; allowed: a whole number >= 1 "
             f"(tokens of output, at most {MAX_HINT}), or no hint"
         )
-    return value
+    return int(value)  # type: ignore[call-overload,no-any-return]

@@ -15,10 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from vllm_batchllm.admission.shared_blocks import Ints, SharedRuns, blocks_held, with_room
+from vllm_batchllm.admission.memory_model import MemoryModel
+from vllm_batchllm.admission.shared_blocks import (
+    Ints,
+    Neighbour,
+    RunsAhead,
+    SharedRuns,
+    blocks_held,
+    with_room,
+)
 from vllm_batchllm.prefix.hashing import num_equal
 
-_SERIAL, _TOKENS, _FINAL, _SHARED, _FIRST, _SINCE = range(6)
+_SERIAL, _TOKENS, _FINAL, _SHARED = range(4)
+
+ENDLESS = 2**60
+"""Tokens at the end of a request of which nobody knows when it ends."""
+
+_LOOKS = 16
+"""Moments looked at between two ends of requests, where the memory fills up between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,60 +41,77 @@ class Entrant:
 
     hashes: its chained block hashes; kept by reference while it runs.
     num_tokens: tokens it holds in its first step, without cached blocks taken off.
-    num_remaining: steps it runs behind the first one, one token each.
+    num_remaining: steps it runs behind the first one, one token each; None if nobody knows: then it
+        counts as it is, now and always.
     """
 
     hashes: Sequence[Any]
     num_tokens: int
-    num_remaining: int
+    num_remaining: int | None
+
+    @property
+    def final(self) -> int:
+        """Tokens that it holds at its end."""
+        if self.num_remaining is None:
+            return ENDLESS
+        return self.num_tokens + self.num_remaining
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryForecast:
-    """Physical blocks held by the running requests.
+class Shortage:
+    """Memory ends before an entrant does.
 
-    held: in this step. near, peak: at the highest point in so many steps ahead.
+    num_steps: it runs for sure until then. lost_ratio: of its own blocks, the share that the others
+    will need until there is room for all of it again.
     """
 
-    held: int
-    near: int
-    peak: int
+    num_steps: int
+    lost_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """The running requests as a forecast sees them: columns of the table, and steps to go."""
+
+    tokens: Ints
+    shared: Ints
+    remaining: Ints
+    runs: RunsAhead
 
 
 class RunningMemory:
     """Blocks held by the running requests, predicted until the last of them has finished.
 
-    Exact if remaining lengths are right and a request shares blocks only through its
+    Exact if remaining lengths are right, the model is, and a request shares blocks only through its
     neighbours in order of admission; otherwise a shared block may be counted twice, so the
-    prediction is never too low for that reason.
+    prediction is never too low for that reason. Of a shared prefix, what a window leaves behind
+    counts until its requests end.
 
     Args:
-        block_size: tokens per block.
-        tokens_per_hash: tokens per block hash, if hashes are finer than blocks.
+        model: blocks of a request by its tokens.
+        tokens_per_hash: tokens per block hash, if hashes are finer than units of sharing.
 
     Adding costs O(log blocks) comparisons of hashes, everything else vectorised O(n) or, for
-    the forecast, O(n log n + n * block_size).
+    the forecast, O(n log n).
 
     Raises:
-        ValueError: a figure below 1.
+        ValueError: ``tokens_per_hash`` is below 1.
     """
 
-    def __init__(self, block_size: int, *, tokens_per_hash: int | None = None) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1 token, got {block_size}")
+    def __init__(self, model: MemoryModel, *, tokens_per_hash: int | None = None) -> None:
         if tokens_per_hash is not None and tokens_per_hash < 1:
             raise ValueError(f"tokens_per_hash must be at least 1, got {tokens_per_hash}")
-        self._block_size = block_size
-        self._tokens_per_hash = block_size if tokens_per_hash is None else tokens_per_hash
+        self._model = model
+        self._tokens_per_hash = model.unit if tokens_per_hash is None else tokens_per_hash
         self._hashes: list[Sequence[Any]] = []
         self._ids: list[str] = []
         self._serial_of: dict[str, int] = {}
         self._next_serial = 0
         self._gone: list[int] = []
-        self._rows: Ints = np.empty((6, 64), np.int64)
-        self._num_rows = 0
+        self._rows: Ints = np.empty((4, 64), np.int64)
+        self._num_rows = self._num_endless = 0
         self._runs = SharedRuns()
-        self._final_own = self._tokens_at_step_0 = self._now = 0
+        self._final_own = 0
 
     def __len__(self) -> int:
         return len(self._serial_of)
@@ -89,14 +120,14 @@ class RunningMemory:
         return request_id in self._serial_of
 
     def add(self, request_id: str, entrant: Entrant) -> int:
-        """Record an admission; return the number of blocks it shares with those that run.
+        """Record an admission; return the number of units it shares with those that run.
 
         Raises:
             ValueError: ``request_id`` runs already.
         """
         if request_id in self._serial_of:
             raise ValueError(f"request {request_id} runs already")
-        shared = self._blocks_shared_with_last(entrant.hashes)
+        shared = self._units_shared_with_last(entrant.hashes)
         serial = self._next_serial
         self._next_serial += 1
         if shared:
@@ -104,22 +135,18 @@ class RunningMemory:
             neighbour, covered = int(last[_SERIAL]), int(last[_SHARED])
             if self._runs.join(serial, shared, neighbour, covered):
                 last[_SHARED] = shared
-                self._final_own -= shared - covered
+                final = int(last[_FINAL])
+                self._final_own += self._most(final, shared) - self._most(final, covered)
         self._serial_of[request_id] = serial
         self._hashes.append(entrant.hashes)
         self._ids.append(request_id)
-        final = entrant.num_tokens + entrant.num_remaining
         self._rows = with_room(self._rows, self._num_rows)
-        tokens = entrant.num_tokens
-        self._rows[:, self._num_rows] = (serial, tokens, final, shared, tokens, self._now)
+        final = entrant.final
+        self._rows[:, self._num_rows] = (serial, entrant.num_tokens, final, shared)
         self._num_rows += 1
-        self._final_own += self._blocks(final) - shared
-        self._tokens_at_step_0 += tokens - self._now
+        self._num_endless += final == ENDLESS
+        self._final_own += self._most(final, shared)
         return shared
-
-    def step(self) -> None:
-        """A step begins, with one token more in every request. O(1)."""
-        self._now += 1
 
     def remove(self, request_id: str) -> None:
         """Forget a request that finished or was preempted. Raises KeyError if unknown. O(1).
@@ -131,133 +158,142 @@ class RunningMemory:
     def update(self, num_tokens: Mapping[str, int]) -> list[str]:
         """Set the tokens that requests hold in this step; unknown ones are left out.
 
-        Returns those that have outgrown their prediction; they count as ending with this step
-        until :meth:`expect` knows better.
+        Returns those that have outgrown what was expected; they count as ending with this step.
         """
         rows = self._requests
         get = num_tokens.get
         held = np.array([get(request_id, -1) for request_id in self._ids], np.int64)
-        is_known = held >= 0
-        np.copyto(rows[_TOKENS], held, where=is_known)
-        np.copyto(rows[_SINCE], self._now, where=is_known)
-        self._tokens_at_step_0 = int(rows[_TOKENS].sum() - rows[_SINCE].sum())
+        np.copyto(rows[_TOKENS], held, where=held >= 0)
         outgrown = np.flatnonzero(rows[_TOKENS] > rows[_FINAL])
         return [self._ids[position] for position in outgrown]
 
-    def expect(self, request_id: str, num_remaining: int) -> None:
-        """Predict anew that ``request_id`` runs for ``num_remaining`` steps behind this one."""
-        at = self._position(request_id)
-        row = self._requests[:, at]
-        before, after = int(row[_FINAL]), int(row[_TOKENS]) + num_remaining
-        row[_FINAL] = after
-        self._final_own += self._blocks(after) - self._blocks(before)
+    def expect_no_end(self, request_id: str) -> None:
+        """Nobody knows any more when ``request_id`` ends. Raises KeyError if unknown."""
+        row = self._requests[:, self._position(request_id)]
+        self._set_final(row, ENDLESS)
+
+    def expect(self, request_id: str, entrant: Entrant) -> None:
+        """``request_id`` is what ``entrant`` says now. Raises KeyError if unknown."""
+        row = self._requests[:, self._position(request_id)]
+        row[_TOKENS] = entrant.num_tokens
+        self._set_final(row, entrant.final)
+
+    def _set_final(self, row: Ints, final: int) -> None:
+        before, shared = int(row[_FINAL]), int(row[_SHARED])
+        row[_FINAL] = final
+        self._final_own += self._most(final, shared) - self._most(before, shared)
+        self._num_endless += (final == ENDLESS) - (before == ENDLESS)
 
     def fits_whatever_happens(self, entrant: Entrant, num_blocks: int) -> bool:
         """Whether all would fit at their ends at once: enough, and known without looking ahead.
 
-        Requests that have outgrown their prediction count by it until :meth:`expect`.
+        Never where somebody's end is not known.
         """
-        shared = self._blocks_shared_with_last(entrant.hashes)
-        own = self._blocks(entrant.num_tokens + entrant.num_remaining) - shared
-        return self._final_own + own + self._runs.num_blocks <= num_blocks
+        shared = self._units_shared_with_last(entrant.hashes)
+        if self._num_endless or entrant.num_remaining is None:
+            return False
+        in_runs = self._model.shared_at_most(self._runs.num_units, len(self._runs))
+        return self._final_own + self._most(entrant.final, shared) + in_runs <= num_blocks
 
-    def forecast(
-        self, entrant: Entrant | None = None, *, near: int = 0, until: int | None = None
-    ) -> MemoryForecast:
-        """Blocks held now and ahead, with ``entrant`` admitted if there is one.
+    def shortage(
+        self, entrant: Entrant, num_blocks: int, *, is_certain: bool = True
+    ) -> Shortage | None:
+        """When, and by how much, memory of ``num_blocks`` ends with ``entrant``; None if it suffices.
 
-        ``near`` and ``until``: steps that count for the two high points; None: all of them,
-        until the last request has finished.
+        is_certain: it ends when it is expected to; what comes later it can neither cause nor prevent,
+        and is not looked at.
         """
-        requests = self._requests
-        remaining = np.maximum(requests[_FINAL] - requests[_TOKENS], 0)
-        sizes, ends = self._runs.sizes_and_ends(requests[_SERIAL], remaining)
-        if entrant is not None:
-            requests, sizes, ends = self._with(entrant, requests, remaining, sizes, ends)
-            remaining = np.append(remaining, entrant.num_remaining)
-        if not len(remaining):
-            return MemoryForecast(0, 0, 0)
-        order = np.argsort(-remaining)
-        ending = remaining[order]
-        longest = int(ending[0])
-        last = longest if until is None else min(max(until, near), longest)
-        times = np.append(ending[ending <= last], (last, min(near, longest), 0))
-        num_alive = np.searchsorted(-ending, -times, side="right")
-        held = self._private_blocks(
-            requests[_TOKENS, order], requests[_SHARED, order], times, num_alive
-        )
-        held += blocks_held(sizes, ends, times)
-        return MemoryForecast(int(held[-1]), int(held[times <= near].max()), int(held.max()))
+        ahead = self._ahead(entrant)
+        until = entrant.num_remaining if is_certain else None
+        times = self._times(ahead, None if until is None else until + 1)
+        held = self._held_at(ahead, times)
+        over = np.flatnonzero(held > num_blocks)
+        if not len(over):
+            return None
+        first, excess = int(over[0]), int(held.max()) - num_blocks
+        lost = min(excess / max(self._own_at_most(ahead), 1), 1.0)
+        if first == 0:
+            return Shortage(0, lost)
+        between = np.unique(np.linspace(times[first - 1], times[first], _LOOKS).astype(np.int64))
+        fits = self._held_at(ahead, between) <= num_blocks
+        return Shortage(int(between[np.argmin(fits) - 1]), lost)
 
-    @property
-    def held(self) -> int:
-        """Blocks held in this step, as far as is known."""
-        own = -(-self._live(_TOKENS) // self._block_size) - self._live(_SHARED)
-        return int(own.sum()) + self._runs.num_blocks
+    def peak(self, entrant: Entrant | None = None) -> int:
+        """Most blocks held until all have ended, with ``entrant`` admitted if there is one."""
+        ahead = self._ahead(entrant)
+        return int(self._held_at(ahead, self._times(ahead, None)).max(initial=0))
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of all running requests, shared ones counted as often as they are shared.
+    def held_with(self, entrant: Entrant | None = None) -> int:
+        """Blocks held in this step, with ``entrant`` admitted if there is one."""
+        return int(self._held_at(self._ahead(entrant), np.zeros(1, np.int64))[0])
 
-        Exact if each has grown by a token a step since the last :meth:`update` or its start. O(1)
-        while nobody leaves.
-        """
-        self._let_go()
-        return self._tokens_at_step_0 + self._num_rows * self._now
-
-    @property
-    def mean_age(self) -> float:
-        """Steps that they have run, each weighted by its tokens; 0.0 if nothing runs. O(n)."""
-        tokens = self._live(_TOKENS)
-        total = int(tokens.sum())
-        return float((tokens - self._live(_FIRST)) @ tokens) / total if total else 0.0
+    def num_shared_tokens(self, entrant: Entrant) -> int:
+        """Tokens of ``entrant`` in blocks that it would share with those that run."""
+        return self._units_shared_with_last(entrant.hashes) * self._model.unit
 
     def num_tokens(self, request_id: str) -> int:
         """Tokens that ``request_id`` holds in this step. Raises KeyError if unknown."""
         return int(self._requests[_TOKENS, self._position(request_id)])
 
-    def _private_blocks(self, tokens: Ints, shared: Ints, times: Ints, num_alive: Ints) -> Ints:
-        """Blocks behind the shared ones, at each of ``times``, of the first ``num_alive``.
-
-        A request with ``n = a * size + b + 1`` tokens holds ``a + 1 + (b + t) // size`` blocks
-        ``t`` steps later, which is ``a + 1 + t // size``, and one more if ``b + t % size``
-        reaches the size. How many do is read from cumulative counts by ``b``.
-        """
-        size = self._block_size
-        whole, rest = (tokens - 1) // size, (tokens - 1) % size
-        reaching = np.zeros((len(tokens), size + 1), np.int32)
-        reaching[np.arange(len(tokens)), size - rest] = 1
-        np.cumsum(reaching, axis=1, out=reaching)
-        np.cumsum(reaching, axis=0, out=reaching)
-        base = np.cumsum(whole + 1 - shared)
-        last = num_alive - 1
-        held: Ints = base[last] + num_alive * (times // size) + reaching[last, times % size]
-        return held
-
-    def _with(
-        self, entrant: Entrant, requests: Ints, remaining: Ints, sizes: Ints, ends: Ints
-    ) -> tuple[Ints, Ints, Ints]:
-        """Requests, and sizes and ends of runs, as they would be with ``entrant`` admitted."""
-        shared = self._blocks_shared_with_last(entrant.hashes)
-        row = (-1, entrant.num_tokens, -1, shared, entrant.num_tokens, self._now)
-        requests = np.column_stack((requests, row))
-        if shared:
-            serial, covered = map(int, requests[[_SERIAL, _SHARED], -2])
-            neighbour = (serial, covered, int(remaining[-1]))
-            sizes, ends, requests[_SHARED, -2] = self._runs.with_entrant(
-                sizes, ends, shared, neighbour, entrant.num_remaining
+    def _ahead(self, entrant: Entrant | None) -> _Ahead:
+        """Those that run, with ``entrant`` among them if there is one."""
+        requests = self._requests
+        tokens, shared = requests[_TOKENS], requests[_SHARED]
+        remaining = np.maximum(requests[_FINAL] - tokens, 0)
+        runs = self._runs.ahead(requests[_SERIAL], tokens, remaining)
+        if entrant is None:
+            return _Ahead(tokens, shared, remaining, runs)
+        num_shared = self._units_shared_with_last(entrant.hashes)
+        steps = entrant.final - entrant.num_tokens
+        shared = np.append(shared, num_shared)
+        if num_shared:
+            last = requests[:, -1]
+            neighbour = Neighbour(
+                int(last[_SERIAL]), int(last[_SHARED]), int(tokens[-1]), int(remaining[-1])
             )
-        return requests, sizes, ends
+            runs, shared[-2] = self._runs.ahead_with(
+                runs, num_shared, neighbour, entrant.num_tokens, steps
+            )
+        tokens = np.append(tokens, entrant.num_tokens)
+        return _Ahead(tokens, shared, np.append(remaining, steps), runs)
 
-    def _blocks_shared_with_last(self, hashes: Sequence[Any]) -> int:
+    def _own_at_most(self, ahead: _Ahead) -> int:
+        """Own blocks of the last one at its end, or now if that is not known."""
+        tokens, remaining = int(ahead.tokens[-1]), int(ahead.remaining[-1])
+        final = tokens + remaining if remaining < ENDLESS // 2 else tokens
+        return self._model.own_at_most(final, int(ahead.shared[-1]))
+
+    def _times(self, ahead: _Ahead, until: int | None) -> Ints:
+        """Steps ahead at which the blocks held may be the most, ascending from now on."""
+        ends = ahead.remaining[ahead.remaining < ENDLESS // 2]
+        last = int(ends.max(initial=0))
+        if until is not None:
+            last = min(last, until)
+        turns = self._model.last_full_steps(ahead.tokens, last)
+        times = np.unique(np.concatenate((ends, turns, (0, last))))
+        return times[times <= last]
+
+    def _held_at(self, ahead: _Ahead, times: Ints) -> Ints:
+        """Blocks held at each of ``times``, own ones and shared ones."""
+        model = self._model
+        ends = ahead.remaining < ENDLESS // 2
+        sizes = model.shared_blocks(ahead.runs.start, ahead.runs.end, ahead.runs.tokens)
+        held = blocks_held(sizes, ahead.runs.ends, times)
+        if not ends.all():
+            held = held + int(model.own(ahead.tokens[~ends], ahead.shared[~ends]).sum())
+        columns = (ahead.tokens[ends], ahead.shared[ends], ahead.remaining[ends])
+        return held + model.own_ahead(*columns, times)
+
+    def _units_shared_with_last(self, hashes: Sequence[Any]) -> int:
         self._let_go()
         if not self._hashes:
             return 0
         num_hashes = num_equal(self._hashes[-1], hashes)
-        return num_hashes * self._tokens_per_hash // self._block_size
+        return num_hashes * self._tokens_per_hash // self._model.unit
 
-    def _blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._block_size)
+    def _most(self, final: int, shared: int) -> int:
+        """Most own blocks until the end; 0 where that is not known."""
+        return 0 if final == ENDLESS else self._model.own_at_most(final, shared)
 
     def _position(self, request_id: str) -> int:
         return int(np.searchsorted(self._live(_SERIAL), self._serial_of[request_id]))
@@ -280,9 +316,11 @@ class RunningMemory:
         stays = np.ones(self._num_rows, bool)
         stays[np.searchsorted(rows[_SERIAL], self._gone)] = False
         leaving = rows[:, ~stays]
-        own = -(-leaving[_FINAL] // self._block_size) - leaving[_SHARED]
+        is_planned = leaving[_FINAL] < ENDLESS
+        planned = leaving[:, is_planned]
+        own = self._model.own_at_most(planned[_FINAL], planned[_SHARED])
         self._final_own -= int(own.sum())
-        self._tokens_at_step_0 -= int(leaving[_TOKENS].sum() - leaving[_SINCE].sum())
+        self._num_endless -= int((~is_planned).sum())
         kept = rows[:, stays]
         self._num_rows = kept.shape[1]
         self._rows[:, : self._num_rows] = kept

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from vllm_batchllm.admission.request_lifetime import RequestLifetime
 
 MAX_COHORTS = 8
 """Cohorts to a life at most; more would not be more even, and start more slowly."""
@@ -30,47 +29,6 @@ lowered by (docs/policies.md)."""
 
 PEAKS_ALLOWED = 0.05
 """Share of steps that may end at the future peak before the pace counts as too high."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLifetime:
-    """What one request takes from the KV cache, from admission to end.
-
-    steps: it runs. block_steps: blocks held, summed over these steps; blocks shared with
-    requests admitted before it are theirs. full_blocks: blocks held in the last step. first_block:
-    steps until it takes another block, and then one in every ``size`` steps.
-    """
-
-    steps: int
-    block_steps: float
-    full_blocks: int
-    first_block: int = 1
-    size: int = 1
-
-    @classmethod
-    def of(
-        cls, num_prompt_blocks: int, num_prompt_tokens: int, steps: int, size: int
-    ) -> RequestLifetime:
-        """The life of a request that brings ``num_prompt_blocks`` blocks of its own.
-
-        It holds ``num_prompt_tokens`` tokens at first, and one more in each of its ``steps``;
-        ``size`` is the block size, tokens.
-        """
-        steps = max(steps, 1)
-        grown = _ceil_sum(num_prompt_tokens + steps - 1, size)
-        grown -= _ceil_sum(num_prompt_tokens - 1, size)
-        held_first = -(-num_prompt_tokens // size)
-        block_steps = grown - steps * (held_first - num_prompt_blocks)
-        full = -(-(num_prompt_tokens + steps - 1) // size) - held_first + num_prompt_blocks
-        first_block = held_first * size - num_prompt_tokens + 1
-        return cls(steps, float(block_steps), full, first_block, size)
-
-    def profile(self) -> Floats:
-        """Blocks held in each step."""
-        ages = np.arange(self.steps)
-        grown = np.maximum((ages - self.first_block) // self.size + 1, 0)
-        profile: Floats = self.full_blocks - grown[-1] + grown.astype(float)
-        return profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +138,8 @@ class StaggeredStart:
         """Requests that may run now; infinite while pacing is off."""
         return self._max_running
 
-    def step(
-        self, capacity_blocks: float, life: MeanLifetime, num_cohorts: int, pace: float = 1.0
-    ) -> None:
-        """A paced step has begun; ``pace`` multiplies the number of requests."""
+    def step(self, capacity_blocks: float, life: MeanLifetime, num_cohorts: int) -> None:
+        """A paced step has begun."""
         if math.isinf(self._max_running):
             self._num_cohorts = num_cohorts
         self._num_steps += 1
@@ -193,7 +149,7 @@ class StaggeredStart:
         number = self._num_cohorts
         cohort = 1 + int(self._num_steps * number / life.steps)
         most = capacity_blocks / max(life.cohort_blocks[number - 1], 1e-6)
-        self._max_running = self._share * pace * most * min(cohort / number, 1.0)
+        self._max_running = self._share * most * min(cohort / number, 1.0)
 
     def peak_refused(self) -> None:
         """Admissions of this step ended at the future peak."""
@@ -208,9 +164,3 @@ class StaggeredStart:
         if self._num_peaks > PEAKS_ALLOWED * self._num_steps_of_life:
             self._share = max(self._share - SHARE_STEP, MIN_SHARE)
         self._num_steps_of_life = self._num_peaks = 0
-
-
-def _ceil_sum(last: int, size: int) -> int:
-    """Sum of ceil(n / size) over n = 1 .. last."""
-    whole, rest = divmod(max(last, 0), size)
-    return size * whole * (whole + 1) // 2 + rest * (whole + 1)

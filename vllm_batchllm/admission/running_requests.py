@@ -3,30 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 
 from vllm_batchllm.admission.candidate import Candidate
-from vllm_batchllm.admission.length_prediction import LengthPredictor, Prediction
-from vllm_batchllm.admission.memory_forecast import RunningMemory
-
-CAPACITY_SMOOTHING = 0.1
-"""Weight of the newest look at how many blocks a block of tokens takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunningRequest:
-    """One running request, as it was admitted.
-
-    predicted: tokens of its output. num_own_blocks: those that nobody else held when it started.
-    groups: those its length is learnt in; empty where the length is known. serial: of its admission.
-    """
-
-    candidate: Candidate
-    predicted: int
-    num_own_blocks: int
-    groups: tuple[Hashable, ...]
-    serial: int
+from vllm_batchllm.admission.memory_forecast import Entrant, RunningMemory
+from vllm_batchllm.admission.memory_model import MemoryModel
 
 
 class RunningRequests:
@@ -34,28 +15,27 @@ class RunningRequests:
 
     Args:
         num_blocks: KV blocks that requests can hold.
-        block_size: tokens per block.
-        predictor: how long each will run; asked again where one outgrows what was expected.
-        tokens_per_hash: tokens per block hash, if hashes are finer than blocks.
+        model: blocks of a request by its tokens.
+        tokens_per_hash: tokens per block hash, if hashes are finer than units of sharing.
+        lag: steps that are put together before the output of one is known.
     """
 
     def __init__(
         self,
         num_blocks: int,
-        block_size: int,
-        predictor: LengthPredictor,
+        model: MemoryModel,
         *,
         tokens_per_hash: int | None = None,
+        lag: int = 0,
     ) -> None:
-        self.memory = RunningMemory(block_size, tokens_per_hash=tokens_per_hash)
-        self.capacity = self.num_blocks = num_blocks
+        self.memory = RunningMemory(model, tokens_per_hash=tokens_per_hash)
+        self.capacity = num_blocks
         self.num_guessed = 0
+        """Requests whose output is not certain; those with a hint are among them."""
         self.num_held = 0
-        self._blocks_per_block = 1.0
-        self._block_size = block_size
-        self._expectations = predictor
-        self._by_id: dict[str, RunningRequest] = {}
-        self._num_admitted = 0
+        self._lag = lag
+        self._by_id: dict[str, Candidate] = {}
+        self._hinted: set[str] = set()
         self._tokens_held: Callable[[], Mapping[str, int]] | None = None
 
     def __len__(self) -> int:
@@ -69,67 +49,72 @@ class RunningRequests:
         """Of the requests that run; a copy."""
         return set(self._by_id)
 
+    @property
+    def num_hinted(self) -> int:
+        """Requests that are planned by their hint."""
+        return len(self._hinted)
+
+    @property
+    def num_planned(self) -> int:
+        """Requests whose end is expected at some step."""
+        return len(self._by_id) - self.num_guessed + self.num_hinted
+
     def step(self, tokens_held: Callable[[], Mapping[str, int]], num_free_blocks: int) -> None:
         """A step begins; ``tokens_held`` of each running request is asked for at most once."""
-        self.memory.step()
         self._tokens_held = tokens_held
-        self.num_held = self.num_blocks - num_free_blocks
+        self.num_held = self.capacity - num_free_blocks
 
-    def add(self, prediction: Prediction) -> RunningRequest:
-        """A request has started."""
-        candidate, entrant = prediction.candidate, prediction.entrant
-        serial = self._num_admitted
-        self._num_admitted += 1
-        if not candidate.length_known:
-            num_steps = self._expectations.remaining(
-                candidate, prediction.groups, candidate.num_generated, serial
-            )
-            entrant = replace(entrant, num_remaining=num_steps)
+    def entrant_of(self, candidate: Candidate) -> Entrant:
+        """``candidate``, as the memory forecast sees it."""
+        return Entrant(candidate.hashes, candidate.num_tokens, candidate.expected_steps(self._lag))
+
+    def add(self, candidate: Candidate) -> int:
+        """A request has started; the number of units that it shares with those that run."""
+        entrant = self.entrant_of(candidate)
         num_shared = self.memory.add(candidate.request_id, entrant)
-        num_own = -(-candidate.num_tokens // self._block_size) - num_shared
-        running = RunningRequest(
-            candidate, prediction.predicted, num_own, prediction.groups, serial
-        )
-        self._by_id[candidate.request_id] = running
+        self._by_id[candidate.request_id] = candidate
         self.num_guessed += not candidate.length_known
-        return running
+        if not candidate.length_known and entrant.num_remaining is not None:
+            self._hinted.add(candidate.request_id)
+        return num_shared
 
-    def pop(self, request_id: str) -> RunningRequest | None:
+    def plan_again(self, candidate: Candidate) -> None:
+        """What is known of a running request has changed; one that does not run is ignored."""
+        if (before := self._by_id.get(candidate.request_id)) is None:
+            return
+        self._by_id[candidate.request_id] = candidate
+        self.num_guessed += before.length_known - candidate.length_known
+        self._hinted.discard(candidate.request_id)
+        entrant = self.entrant_of(candidate)
+        if not candidate.length_known and entrant.num_remaining is not None:
+            self._hinted.add(candidate.request_id)
+        self.memory.expect(candidate.request_id, entrant)
+
+    def pop(self, request_id: str) -> Candidate | None:
         """A request has left; None if it was not known to run."""
-        running = self._by_id.pop(request_id, None)
-        if running is not None:
-            self.num_guessed -= not running.candidate.length_known
+        candidate = self._by_id.pop(request_id, None)
+        if candidate is not None:
+            self.num_guessed -= not candidate.length_known
+            self._hinted.discard(request_id)
             self.memory.remove(request_id)
-        return running
+        return candidate
 
     def update(self) -> None:
         """Bring the memory to this step, once a step; O(running)."""
         if self._tokens_held is None:
             return
         for request_id in self.memory.update(self._tokens_held()):
-            self._expect_again(request_id)
+            if not self._by_id[request_id].length_known:
+                self._hinted.discard(request_id)
+                self.memory.expect_no_end(request_id)
         self._tokens_held = None
-        # Where a model has several KV cache groups, a block of tokens takes several blocks; how
-        # many is read off the pool.
-        expected = self.memory.held
-        if expected:
-            change = self.num_held / expected - self._blocks_per_block
-            self._blocks_per_block += CAPACITY_SMOOTHING * change
-            self.capacity = int(self.num_blocks / max(self._blocks_per_block, 1.0))
 
     def check_integrity(self, running_ids: set[str]) -> None:
         """Raise AssertionError unless exactly ``running_ids`` are known to run. O(n)."""
         assert set(self._by_id) == running_ids, "admission and scheduler disagree on who runs"
         assert len(self.memory) == len(running_ids), "the memory lost a request"
         assert all(request_id in self.memory for request_id in running_ids)
-        guessed = sum(not running.candidate.length_known for running in self._by_id.values())
+        guessed = sum(not candidate.length_known for candidate in self._by_id.values())
         assert self.num_guessed == guessed, "guessed lengths are miscounted"
-
-    def _expect_again(self, request_id: str) -> None:
-        running = self._by_id[request_id]
-        num_tokens = self.memory.num_tokens(request_id)
-        num_generated = num_tokens - running.candidate.num_prompt_tokens
-        remaining = self._expectations.remaining(
-            running.candidate, running.groups, num_generated, running.serial
-        )
-        self.memory.expect(request_id, remaining)
+        assert self._hinted <= running_ids, "a hint of nobody is kept"
+        assert not any(self._by_id[hinted].length_known for hinted in self._hinted)

@@ -8,6 +8,8 @@ of admission, and is given back when the last of them ends.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,9 +17,45 @@ Ints = npt.NDArray[np.int64]
 
 _START, _END, _FIRST, _LAST = range(4)
 
+MANY = np.iinfo(np.int64).max
+"""More tokens than any request has."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunsAhead:
+    """Runs as they are now: units [start, end), the steps until the last of their requests ends,
+    and the tokens of the request among them that has the fewest."""
+
+    start: Ints
+    end: Ints
+    ends: Ints
+    tokens: Ints
+
+    @classmethod
+    def none(cls) -> RunsAhead:
+        """No runs at all."""
+        return cls(*(np.empty(0, np.int64) for _ in range(4)))
+
+    def plus(self, run: tuple[int, int, int, int]) -> RunsAhead:
+        """With one run more."""
+        columns = (self.start, self.end, self.ends, self.tokens)
+        return RunsAhead(*(np.append(one, value) for one, value in zip(columns, run, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Whom an entrant would share with: covered units are in runs already."""
+
+    serial: int
+    covered: int
+    tokens: int
+    remaining: int
+
 
 class SharedRuns:
-    """A table of runs: blocks [start, end) of a prefix, shared by requests first .. last.
+    """A table of runs: units [start, end) of a prefix, shared by requests first .. last.
+
+    A unit is as many tokens as prefixes are shared in; a block, where all layers are alike.
 
     Requests are known by their serial number, in order of admission. Everything is vectorised
     over the runs.
@@ -26,14 +64,14 @@ class SharedRuns:
     def __init__(self) -> None:
         self._table: Ints = np.empty((4, 64), np.int64)
         self._number = 0
-        self.num_blocks = 0
-        """Blocks of all runs together."""
+        self.num_units = 0
+        """Units of all runs together."""
 
     def join(self, serial: int, shared: int, neighbour: int, covered: int) -> bool:
-        """Let request ``serial`` share the first ``shared`` blocks of ``neighbour``.
+        """Let request ``serial`` share the first ``shared`` units of ``neighbour``.
 
-        ``covered`` of the neighbour's blocks are in runs already. True if a new run was made
-        out of blocks that were the neighbour's own.
+        ``covered`` of the neighbour's units are in runs already. True if a new run was made
+        out of units that were the neighbour's own.
         """
         runs = self._runs
         is_open = runs[_LAST] >= neighbour
@@ -43,12 +81,15 @@ class SharedRuns:
             at = int(cut[0])
             upper = (int(runs[_START, at]), shared, int(runs[_FIRST, at]), serial)
             runs[_START, at] = shared
-            self.num_blocks -= shared - upper[0]
+            self.num_units -= shared - upper[0]
             self._append(upper)
         elif shared > covered:
             self._append((covered, shared, neighbour, serial))
             return True
         return False
+
+    def __len__(self) -> int:
+        return self._number
 
     def drop_ended(self, serials: Ints) -> None:
         """Forget runs none of whose requests is among ``serials`` (ascending)."""
@@ -58,48 +99,60 @@ class SharedRuns:
         alive = low < high
         kept = self._runs[:, alive]
         self._number = kept.shape[1]
-        self.num_blocks = int((kept[_END] - kept[_START]).sum())
+        self.num_units = int((kept[_END] - kept[_START]).sum())
         self._table[:, : self._number] = kept
 
-    def sizes_and_ends(self, serials: Ints, remaining: Ints) -> tuple[Ints, Ints]:
-        """Blocks of each run, and steps until the last of its requests ends."""
+    def ahead(self, serials: Ints, tokens: Ints, remaining: Ints) -> RunsAhead:
+        """The runs as they are, for requests ``serials`` (ascending) of so many ``tokens``."""
         runs = self._runs
         if not self._number:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        padded = np.append(remaining, 0)
-        ends: Ints = np.maximum.reduceat(padded, self._bounds(serials).ravel())[::2]
-        return runs[_END] - runs[_START], ends
+            return RunsAhead.none()
+        bounds = self._bounds(serials).ravel()
+        ends = np.maximum.reduceat(np.append(remaining, 0), bounds)[::2]
+        fewest = np.minimum.reduceat(np.append(tokens, MANY), bounds)[::2]
+        return RunsAhead(runs[_START], runs[_END], ends, fewest)
 
-    def with_entrant(
-        self, sizes: Ints, ends: Ints, shared: int, neighbour: tuple[int, int, int], lasts: int
-    ) -> tuple[Ints, Ints, int]:
-        """Sizes and ends as they would be if an entrant shared ``shared`` blocks.
+    def ahead_with(
+        self, now: RunsAhead, shared: int, neighbour: Neighbour, tokens: int, remaining: int
+    ) -> tuple[RunsAhead, int]:
+        """``now`` as it would be if an entrant shared the first ``shared`` units of ``neighbour``.
 
-        neighbour: serial, covered blocks and remaining steps of the one it shares with;
-        ``lasts``: remaining steps of the entrant. Also the neighbour's blocks in runs then.
+        tokens, remaining: of the entrant. Also the neighbour's units in runs then.
         """
-        serial, covered, neighbour_lasts = neighbour
-        runs = self._runs
-        is_open = runs[_LAST] >= serial
-        ends = np.where(is_open & (runs[_END] <= shared), np.maximum(ends, lasts), ends)
+        runs, covered = self._runs, neighbour.covered
+        is_open = runs[_LAST] >= neighbour.serial
+        joined = is_open & (runs[_END] <= shared)
+        ends = np.where(joined, np.maximum(now.ends, remaining), now.ends)
+        fewest = np.where(joined, np.minimum(now.tokens, tokens), now.tokens)
         cut = self._cut_by(shared, is_open)
         if len(cut):
-            upper = shared - runs[_START, cut]
-            sizes = sizes.copy()
-            sizes[cut] -= upper
-            upper_ends = np.maximum(ends[cut], lasts)
-            return np.append(sizes, upper), np.append(ends, upper_ends), covered
+            at = int(cut[0])
+            start = now.start.copy()
+            start[at] = shared
+            upper = (
+                int(now.start[at]),
+                shared,
+                max(int(ends[at]), remaining),
+                min(int(fewest[at]), tokens),
+            )
+            return RunsAhead(start, now.end, ends, fewest).plus(upper), covered
+        now = RunsAhead(now.start, now.end, ends, fewest)
         if shared > covered:
-            sizes = np.append(sizes, shared - covered)
-            return sizes, np.append(ends, max(neighbour_lasts, lasts)), shared
-        return sizes, ends, covered
+            run = (
+                covered,
+                shared,
+                max(neighbour.remaining, remaining),
+                min(neighbour.tokens, tokens),
+            )
+            return now.plus(run), shared
+        return now, covered
 
     @property
     def _runs(self) -> Ints:
         return self._table[:, : self._number]
 
     def _cut_by(self, shared: int, is_open: npt.NDArray[np.bool_]) -> Ints:
-        """The open run, if any, that a share of ``shared`` blocks ends inside of."""
+        """The open run, if any, that a share of ``shared`` units ends inside of."""
         runs = self._runs
         return np.flatnonzero(is_open & (runs[_START] < shared) & (runs[_END] > shared))
 
@@ -113,7 +166,7 @@ class SharedRuns:
     def _append(self, run: tuple[int, int, int, int]) -> None:
         self._table = with_room(self._table, self._number)
         self._table[:, self._number] = run
-        self.num_blocks += run[_END] - run[_START]
+        self.num_units += run[_END] - run[_START]
         self._number += 1
 
 

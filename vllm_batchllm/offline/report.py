@@ -23,23 +23,20 @@ class BatchReport:
         counts as computed.
     admission_saved_ratio: share found in the cache when requests were first admitted.
     optimal_saved_ratio: the best possible for this batch on its own, at block granularity, with
-        unlimited memory. Blocks left by an earlier batch can lift ``saved_ratio`` above it.
+        unlimited memory; or what was saved, if blocks of an earlier batch have made it more.
+    num_unshared: requests for which vLLM reads nothing from the cache, because they ask for prompt
+        log-probabilities or for just that; counted in ``num_requests``, and nothing is possible for them.
     steps, tokens_per_step: engine steps, and prompt plus output tokens per step.
     plan_s: seconds spent on ordering requests, inside ``makespan_s``: the time from the first
         step to the last output.
     kv_peak_ratio, kv_mean_ratio: share of the KV blocks that requests held, at most in any step
         since the engine started, and on average over the steps of this batch.
     refused_memory, refused_peak, refused_pace: steps in which admissions ended because there was
-        no room, because the future peak was too high, or to keep the pace.
+        no room, because the future peak was too high, or to keep ages mixed.
     num_garbage_blocks: cached blocks given up that nobody waited for. num_needed_lost: those
         given up although somebody did, which should not happen.
-    num_lengths: requests whose output length was compared with the one predicted at admission.
-        mean_predicted_tokens, mean_real_tokens, mean_length_error: over those, in tokens, the
-        error absolute; 0.0 where none was compared.
     hit_tokens_by_level: prompt tokens found in the cache by level of the prefix tree, the widest
         shared prefix first; the last entry holds all deeper levels.
-    overcommit, pace: the limits of admission at the end (pace 0: no limit); admission_choice:
-        what was chosen, and why, in words.
     """
 
     num_requests: int
@@ -56,6 +53,7 @@ class BatchReport:
     tokens_per_step: float
     plan_s: float
     makespan_s: float
+    num_unshared: int = 0
     kv_peak_ratio: float = 0.0
     kv_mean_ratio: float = 0.0
     refused_memory: int = 0
@@ -63,14 +61,7 @@ class BatchReport:
     refused_pace: int = 0
     num_garbage_blocks: int = 0
     num_needed_lost: int = 0
-    num_lengths: int = 0
-    mean_predicted_tokens: float = 0.0
-    mean_real_tokens: float = 0.0
-    mean_length_error: float = 0.0
     hit_tokens_by_level: tuple[int, ...] = ()
-    admission_choice: str = ""
-    overcommit: float = 1.0
-    pace: float = 0.0
 
     @property
     def reuse_efficiency(self) -> float:
@@ -111,6 +102,8 @@ class BatchReport:
         requests = f"{self.num_requests:,}"
         if self.num_duplicates:
             requests += f" ({self.num_duplicates:,} duplicates answered once)"
+        if self.num_unshared:
+            requests += f" ({self.num_unshared:,} read no cache)"
         return {
             "requests": requests,
             "failed": f"{self.num_failed:,}",
@@ -126,7 +119,7 @@ class BatchReport:
         }
 
     def _memory_rows(self) -> dict[str, str]:
-        """Rows on memory and prediction; those with nothing to say are left out."""
+        """Rows on memory; those with nothing to say are left out."""
         rows = {}
         if any(self.hit_tokens_by_level) and self.prompt_tokens:
             shares = [f"{tokens / self.prompt_tokens:.1%}" for tokens in self._levels_hit()]
@@ -142,13 +135,6 @@ class BatchReport:
             rows["blocks given up"] = (
                 f"{self.num_garbage_blocks:,} garbage, {self.num_needed_lost:,} still needed"
             )
-        if self.num_lengths:
-            rows["mean output"] = (
-                f"predicted {self.mean_predicted_tokens:,.1f}, real {self.mean_real_tokens:,.1f}, "
-                f"off by {self.mean_length_error:,.1f}"
-            )
-        if self.admission_choice:
-            rows["admission"] = self.admission_choice
         return rows
 
     def _levels_hit(self) -> tuple[int, ...]:
@@ -166,9 +152,11 @@ def make_report(
     num_duplicates: int,
     output_tokens: int,
     makespan_s: float,
+    num_unshared: int = 0,
 ) -> BatchReport:
     """Put the scheduler's counters and the batch's books together."""
     tokens = counters.prompt_tokens
+    saved_tokens = tokens - counters.computed_prompt_tokens
     return BatchReport(
         num_requests=num_requests,
         num_failed=num_failed,
@@ -176,9 +164,10 @@ def make_report(
         prompt_tokens=tokens,
         output_tokens=output_tokens,
         computed_prompt_tokens=counters.computed_prompt_tokens,
-        saved_ratio=1 - counters.computed_prompt_tokens / tokens if tokens else 0.0,
+        num_unshared=num_unshared,
+        saved_ratio=_ratio(saved_tokens, tokens),
         admission_saved_ratio=_ratio(counters.admission_hit_tokens, tokens),
-        optimal_saved_ratio=_ratio(optimal_saved_tokens, tokens),
+        optimal_saved_ratio=_ratio(max(optimal_saved_tokens, saved_tokens), tokens),
         preemptions=counters.num_preemptions,
         steps=counters.num_steps,
         tokens_per_step=_ratio(counters.num_scheduled_tokens, counters.num_steps),
@@ -189,7 +178,7 @@ def make_report(
 
 
 def _memory_figures(counters: ScheduleCounters) -> dict[str, Any]:
-    """What the counters say on memory, prediction and admission."""
+    """What the counters say on memory and admission."""
     held_mean = _ratio(counters.held_blocks, counters.num_memory_steps)
     return {
         "kv_peak_ratio": _ratio(counters.held_blocks_peak, counters.kv_blocks),
@@ -199,14 +188,7 @@ def _memory_figures(counters: ScheduleCounters) -> dict[str, Any]:
         "refused_pace": counters.refused_pace,
         "num_garbage_blocks": counters.num_garbage_blocks,
         "num_needed_lost": counters.num_needed_lost,
-        "num_lengths": counters.num_lengths,
-        "mean_predicted_tokens": _ratio(counters.predicted_tokens, counters.num_lengths),
-        "mean_real_tokens": _ratio(counters.real_tokens, counters.num_lengths),
-        "mean_length_error": _ratio(counters.length_error_tokens, counters.num_lengths),
         "hit_tokens_by_level": tuple(counters.hit_tokens_by_level),
-        "admission_choice": counters.choice,
-        "overcommit": counters.overcommit,
-        "pace": counters.pace,
     }
 
 

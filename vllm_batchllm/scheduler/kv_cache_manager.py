@@ -48,14 +48,16 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         outranks: Callable[[Request], bool] | None = None,
         **kwargs: Any,
     ) -> None:
+        self.watermark_blocks: int
         super().__init__(*args, **kwargs)
+        self._user_watermark: int = self.watermark_blocks
         self.admission = make_admission(self.num_usable_blocks) if make_admission else None
         self._outranks = outranks
 
     @property
     def num_usable_blocks(self) -> int:
-        """Blocks that requests can hold: all but the null block and the watermark."""
-        return int(self.block_pool.num_gpu_blocks) - 1 - int(self.watermark_blocks)
+        """Blocks that requests can hold, asked before any does: all that are free, but the watermark."""
+        return int(self.block_pool.get_num_free_blocks()) - self._user_watermark
 
     def allocate_slots(
         self,
@@ -96,6 +98,8 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         is_urgent = self._outranks is not None and self._outranks(request)
         if not is_urgent and not step.may_start(candidate, anything_running=anything_running):
             return None
+        # vLLM keeps these free for who starts beside others, as it would a watermark of the user's.
+        self.watermark_blocks = self._user_watermark or step.num_kept_blocks(candidate)
         blocks = allocate()
         if blocks is None:
             step.no_memory()
@@ -158,7 +162,6 @@ def candidate_of(request: Request, max_model_len: int) -> Candidate:
         max_tokens=max(min(request.max_tokens, max_model_len - request.num_prompt_tokens), 1),
         length_known=length_is_known(request),
         hint=hint,
-        was_preempted=request.num_preemptions > 0,
     )
 
 

@@ -7,15 +7,9 @@ from bisect import bisect_right
 
 from vllm.config import ParallelConfig
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.kv_cache_interface import (
-    FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheSpec,
-    MLAAttentionSpec,
-)
+from vllm.v1.kv_cache_interface import KVCacheConfig
 
-KEEP_ALL_TOKENS = (FullAttentionSpec, MLAAttentionSpec)
-"""KV cache specs of layers that hold every token of a request."""
+from vllm_batchllm.scheduler.layer_kinds import keeps_all_tokens
 
 
 def max_tokens_held(
@@ -38,17 +32,6 @@ def max_tokens_held(
     num_blocks = manager.block_pool.num_gpu_blocks - 1
     lengths = range(1, int(num_blocks / per_token) + 1)
     return bisect_right(lengths, num_blocks, key=lambda length: _num_blocks_for(manager, length))
-
-
-def keeps_all_tokens(spec: KVCacheSpec) -> bool:
-    """Whether a layer of this kind holds every token of a request until it ends."""
-    return type(spec) in KEEP_ALL_TOKENS
-
-
-def unforeseen_kinds(config: KVCacheConfig) -> list[str]:
-    """Kinds of layers whose blocks the admission cannot foresee: windows, states and others."""
-    specs = [group.kv_cache_spec for group in config.kv_cache_groups]
-    return sorted({type(spec).__name__ for spec in specs if not keeps_all_tokens(spec)})
 
 
 def _num_blocks_for(manager: KVCacheManager, num_tokens: int) -> int:

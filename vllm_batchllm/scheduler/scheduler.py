@@ -8,7 +8,6 @@ what ``--scheduler batchllm`` names.
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -35,7 +34,7 @@ from vllm_batchllm.log import get_logger
 from vllm_batchllm.ordering.policies import make_order
 from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_kv_cache_manager
 from vllm_batchllm.scheduler.kv_capacity import max_tokens_held
-from vllm_batchllm.scheduler.preemption import put_victims_last
+from vllm_batchllm.scheduler.layer_kinds import memory_model
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.scheduler.settings import admission_for, config_of, current_environment
 from vllm_batchllm.stats.counters import ScheduleCounters
@@ -60,6 +59,7 @@ class PrefixGroupMixin(Scheduler):
     """
 
     for_async_mode = False
+    serves_prefix_groups = True
     max_num_scheduled_tokens: int
 
     def __init__(
@@ -82,7 +82,7 @@ class PrefixGroupMixin(Scheduler):
             if shares_prefixes:
                 stack.enter_context(installed_block_pool())
             if options is not None:
-                make = partial(self._make_admission, environment, options)
+                make = partial(self._make_admission, options)
                 by_priority = vllm_config.scheduler_config.policy == SchedulingPolicy.PRIORITY.value
                 outranks = self._outranks if by_priority else None
                 stack.enter_context(installed_kv_cache_manager(make, outranks))
@@ -90,7 +90,6 @@ class PrefixGroupMixin(Scheduler):
         self.admission: AdmissionController | None = (
             self.kv_cache_manager.admission if options is not None else None
         )
-        self._told_pacing: bool | None = None
         self.batchllm_counters.hash_block_size = self.hash_block_size
         self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         self.batchllm_counters.max_tokens_held = max_tokens_held(
@@ -98,7 +97,7 @@ class PrefixGroupMixin(Scheduler):
         )
         self.token_budget = self._make_token_budget(environment.platform)
         if shares_prefixes:
-            self.waiting = self._make_queue(environment.clock or time.monotonic)
+            self.waiting = self._make_queue(environment.clock)
         install_counters_utility()
         logger.info(
             "Scheduler: batchllm (%s), order=%s, max_wait_s=%s, policy=%s, hash block=%d tokens%s",
@@ -111,14 +110,10 @@ class PrefixGroupMixin(Scheduler):
         )
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """vLLM's step, between the admission's two looks at it, with its outcome counted."""
+        """vLLM's step, with the admission told that it begins, and its outcome counted."""
         if self.admission is not None:
             self._begin_step(self.admission)
         output = super().schedule(throttle_prefills)
-        if self.admission is not None:
-            self.admission.end_step(
-                output.total_num_scheduled_tokens, len(output.num_scheduled_tokens)
-            )
         self._count(output)
         return output
 
@@ -144,18 +139,18 @@ class PrefixGroupMixin(Scheduler):
         self.batchllm_transport.attach(stats, self.batchllm_snapshot, can_wait=is_busy)
         return stats
 
-    def _make_admission(
-        self, environment: Environment, options: AdmissionOptions, num_blocks: int
-    ) -> AdmissionController:
+    def _make_admission(self, options: AdmissionOptions, num_blocks: int) -> AdmissionController:
         """While vLLM's scheduler is being built: its sizes are known, its queue is not ours yet."""
+        lag = self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode
+        model = memory_model(self.kv_cache_config, self.vllm_config, unit=self.block_size, lag=lag)
+        assert model is not None, "an admission was chosen for layers that it cannot foresee"
         return AdmissionController(
             num_blocks,
-            self.block_size,
-            environment,
+            model,
             options,
             counters=self.batchllm_counters,
             tokens_per_hash=self.hash_block_size,
-            lag=self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode,
+            lag=lag,
         )
 
     def _outranks(self, request: Request) -> bool:
@@ -171,9 +166,6 @@ class PrefixGroupMixin(Scheduler):
         )
         if step.num_tokens is not None:
             self.max_num_scheduled_tokens = step.num_tokens
-        if self.batchllm_config.victims == "cheapest" and self.policy == SchedulingPolicy.FCFS:
-            put_victims_last(self.running, self.kv_cache_manager, self.block_size)
-        self._tell_choice(admission)
 
     def _step_tokens(self, admission: AdmissionController) -> int | None:
         """Tokens of the step that begins, where prefills are spread; else None."""
@@ -203,13 +195,6 @@ class PrefixGroupMixin(Scheduler):
     def _tokens_held(self) -> dict[str, int]:
         return {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running}
 
-    def _tell_choice(self, admission: AdmissionController) -> None:
-        """Log what was chosen first, and whenever pacing starts or ends."""
-        is_paced = admission.limits.pace is not None
-        if admission.tuner.has_chosen and is_paced != self._told_pacing:
-            self._told_pacing = is_paced
-            logger.info("Admission: %s", admission.limits.reason)
-
     def _make_queue(self, clock: Clock) -> PrefixGroupQueue:
         order = make_order(self.batchllm_config.order)
         return PrefixGroupQueue(
@@ -226,7 +211,8 @@ class PrefixGroupMixin(Scheduler):
         """Tokens of output that ``request`` is expected to have, for orders that ask."""
         if self.admission is None:
             return int(request.max_tokens)
-        return self.admission.predictor.median_output(candidate_of(request, self.max_model_len))
+        candidate = candidate_of(request, self.max_model_len)
+        return self.admission.expected_output(candidate.expected_output, candidate.max_tokens)
 
     def _check_async_mode(self, vllm_config: VllmConfig) -> None:
         wanted = bool(vllm_config.scheduler_config.async_scheduling)
@@ -269,6 +255,8 @@ class PrefixGroupMixin(Scheduler):
 
     def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:
         super()._update_request_as_session(session, update)
+        if self.admission is not None:
+            self.admission.continued(candidate_of(session, self.max_model_len))
         self._end_if_hopeless(session)
 
     def _end_if_hopeless(self, request: Request) -> None:

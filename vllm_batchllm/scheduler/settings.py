@@ -13,7 +13,7 @@ from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.admission.options import AdmissionOptions, admission_options
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 from vllm_batchllm.log import get_logger
-from vllm_batchllm.scheduler.kv_capacity import unforeseen_kinds
+from vllm_batchllm.scheduler.layer_kinds import unforeseen_kinds
 
 logger = get_logger(__name__)
 
@@ -25,8 +25,8 @@ def admission_for(config: BatchLLMConfig, kv_cache: KVCacheConfig) -> AdmissionO
     if not unforeseen:
         return options
     logger.info(
-        "Admission: as vLLM's, not %r: this model has layers of %s, which do not hold every token, "
-        "and how many blocks they will hold cannot be foreseen yet",
+        "Admission: as vLLM's, not %r: this model has layers of %s, and how many blocks they will "
+        "hold cannot be foreseen",
         config.admission_rule,
         ", ".join(unforeseen),
     )
@@ -39,7 +39,20 @@ def current_environment() -> Environment:
 
 
 def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
-    """Our options inside ``vllm_config``, checked. Raises ValueError as ``parse`` does."""
+    """Our options inside ``vllm_config``, checked.
+
+    Raises:
+        ValueError: as ``parse`` does, and for an option that reads a clock where several schedulers
+            serve one batch and must decide alike.
+    """
     additional = vllm_config.additional_config
     section = additional.get(SECTION) if isinstance(additional, Mapping) else None
-    return BatchLLMConfig.parse(section)
+    config = BatchLLMConfig.parse(section)
+    backend = vllm_config.parallel_config.distributed_executor_backend
+    if config.max_wait_s is not None and backend == "external_launcher":
+        raise ValueError(
+            f"batchllm option 'max_wait_s' = {config.max_wait_s:g} reads a clock, and with "
+            f"distributed_executor_backend = {backend!r} each rank has one of its own, so that they "
+            "would decide differently; leave it out"
+        )
+    return config

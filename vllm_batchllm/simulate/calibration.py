@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vllm_batchllm.admission.step_costs import PLATFORM_COSTS
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.cost_model import MeasuredCosts
+from vllm_batchllm.simulate.step_costs import PLATFORM_COSTS
 
 CALIBRATION_FILE = "VLLM_BATCHLLM_CALIBRATION"
 """Environment variable: another place for the file."""

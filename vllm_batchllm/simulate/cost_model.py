@@ -13,10 +13,10 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Protocol, Self
 
-from vllm_batchllm.admission.step_costs import StepCosts
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import Device
 from vllm_batchllm.simulate.models import ModelShape
+from vllm_batchllm.simulate.step_costs import StepCosts
 
 
 @dataclass(frozen=True, slots=True)

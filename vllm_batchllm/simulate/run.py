@@ -40,8 +40,7 @@ class EngineSizes:
 
     batchllm_max_num_seqs: requests at once with our scheduler, where its default is larger.
     num_blocks: KV blocks that requests can hold. max_waiting: requests that wait at most at any
-    time; None queues the batch before the first step. platform: whose costs our scheduler begins
-    with, before it has measured. measures: or keeps to, where False.
+    time; None queues the batch before the first step. platform: on which our scheduler decides.
     """
 
     num_blocks: int
@@ -52,7 +51,6 @@ class EngineSizes:
     max_waiting: int | None = None
     prefix_caching: bool = True
     platform: str = "cuda"
-    measures: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,7 @@ def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: _Clock) -
         prefix_caching=sizes.prefix_caching,
         options=dict(arm.options) if arm.is_ours else None,
     )
-    elsewhere = Environment(sizes.platform, clock if sizes.measures else None)
+    elsewhere = Environment(sizes.platform, clock)
     return build_scheduler(
         SCHEDULERS[arm.scheduler], spec, environment=elsewhere if arm.is_ours else None
     )

@@ -15,9 +15,6 @@ GAUGES = (
     "hash_block_size",
     "kv_blocks",
     "max_tokens_held",
-    "overcommit",
-    "pace",
-    "choice",
 )
 """Figures that say how things are, not how much happened."""
 
@@ -36,20 +33,17 @@ class ScheduleCounters:
     num_preemptions: running requests sent back to wait.
     plan_s: seconds spent on arranging the waiting requests.
     refused_memory, refused_peak, refused_pace: steps in which admissions ended because vLLM
-        found no room, because the future peak was too high, or to keep the pace.
+        found no room, because the future peak was too high, or to keep ages mixed.
     held_blocks: KV blocks that requests held, summed over ``num_memory_steps`` steps;
         held_blocks_peak: the most in any step.
-    num_lengths: finished requests whose output was compared with what was predicted at
-        admission; predicted_tokens, real_tokens and length_error_tokens (absolute) sum over
-        them.
+    num_ended: requests that have ended by themselves; real_tokens: of their outputs.
     num_garbage_blocks: cached blocks given up that nobody waited for; num_needed_lost: those
         given up although somebody did.
     hit_tokens_by_level: ``admission_hit_tokens`` by level of the prefix tree, the widest shared
         prefix first; the last entry holds all deeper levels.
     hash_block_size: tokens per block hash, the grain of sharing. kv_blocks: KV blocks that
         requests can hold. max_tokens_held: tokens of one request that fit the whole cache; 0 if
-        that is not bounded. overcommit, pace: the limits of admission now (pace 0: no limit); choice: why, in words,
-        while it is paced or else when it was first chosen.
+        that is not bounded.
     """
 
     num_steps: int = 0
@@ -66,19 +60,14 @@ class ScheduleCounters:
     num_memory_steps: int = 0
     held_blocks: int = 0
     held_blocks_peak: int = 0
-    num_lengths: int = 0
-    predicted_tokens: int = 0
+    num_ended: int = 0
     real_tokens: int = 0
-    length_error_tokens: int = 0
     num_garbage_blocks: int = 0
     num_needed_lost: int = 0
     hit_tokens_by_level: list[int] = field(default_factory=lambda: [0] * NUM_LEVELS)
     hash_block_size: int = 1
     kv_blocks: int = 0
     max_tokens_held: int = 0
-    overcommit: float = 1.0
-    pace: float = 0.0
-    choice: str = ""
 
     def step(self, num_tokens: int) -> None:
         """Count one step of ``num_tokens`` tokens; an empty one does not count."""

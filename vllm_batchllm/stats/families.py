@@ -90,33 +90,13 @@ FAMILIES: tuple[Family, ...] = (
         "num_needed_lost",
         "Cached blocks given up although a waiting request needed them; should stay 0.",
     ),
-    _counter(
-        "lengths_compared",
-        "num_lengths",
-        "Finished requests whose output length was compared with the prediction.",
-    ),
-    _counter(
-        "predicted_output_tokens",
-        "predicted_tokens",
-        "Output tokens predicted at admission, of the requests compared.",
-    ),
-    _counter("real_output_tokens", "real_tokens", "Output tokens of the requests compared."),
-    _counter(
-        "length_error_tokens",
-        "length_error_tokens",
-        "Absolute difference of predicted and real output tokens, of the requests compared.",
-    ),
+    _counter("ended_requests", "num_ended", "Requests that have ended by themselves."),
+    _counter("real_output_tokens", "real_tokens", "Output tokens of the requests that ended."),
     _gauge("kv_blocks", "kv_blocks", "KV blocks that requests can hold."),
     _gauge(
         "kv_held_blocks_peak", "held_blocks_peak", "Most KV blocks that requests held in any step."
     ),
     _gauge("kv_occupancy", OCCUPANCY, "Share of the KV blocks held by requests, at the last step."),
-    _gauge(
-        "overcommit",
-        "overcommit",
-        "Multiple of the KV memory that the predicted peak may reach now.",
-    ),
-    _gauge("pace", "pace", "Multiple of the requests that pacing aims at now; 0: no pacing."),
 )
 
 _BY_FIGURE: dict[str, tuple[Family, str]] = {

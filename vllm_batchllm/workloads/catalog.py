@@ -24,6 +24,7 @@ from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.shapes import (
     Draw,
     Requests,
+    correlated_output,
     decode_heavy,
     duplicates,
     industry,
@@ -95,6 +96,15 @@ WORKLOADS: dict[str, Workload] = {
         description="512/64, degree 8, 90 % output 16 and 10 % output 400, lengths unknown, "
         "KV for 12 full requests (11,904 tokens), scale 1",
         kv_blocks=372,
+        scales=False,
+        lengths_known=False,
+    ),
+    "correlated-output": Workload(
+        build=correlated_output,
+        num_requests=2048,
+        description="512/64, degree 8, outputs log-normal between groups (median 37, sigma 1.1), "
+        "± 25 % inside, lengths unknown, 14,400 tokens of KV, scale 1",
+        kv_blocks=450,
         scales=False,
         lengths_known=False,
     ),

@@ -101,6 +101,18 @@ def skewed_output(draw: Draw, num_requests: int) -> Requests:
     ]
 
 
+def correlated_output(draw: Draw, num_requests: int) -> Requests:
+    """512/64, degree 8; a group's output is log-normal (median 37, sigma 1.1), ± 25 % inside it."""
+    requests: Requests = []
+    for start in range(0, num_requests, 8):
+        degree = min(8, num_requests - start)
+        middle = 37 * float(np.exp(draw.rng.normal(0.0, 1.1)))
+        for prompt, _ in two_part(draw, degree, 512, 64, 16, degree):
+            spread = float(draw.rng.uniform(0.75, 1.25))
+            requests.append((prompt, draw.length(min(middle * spread, 2000.0))))
+    return requests
+
+
 def tree(draw: Draw, num_requests: int) -> Requests:
     """Three levels of sharing: 1–4 middles under a root, 1–6 leaves each, 1–8 requests each."""
     requests: Requests = []
