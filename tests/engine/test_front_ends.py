@@ -20,7 +20,7 @@ VLLM = Path(sys.executable).with_name("vllm")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"enable_prefix_caching": False}, "needs prefix caching.*Remove --no-enable-prefix"),
+        ({"enable_prefix_caching": False}, "needs prefix caching.*Give --enable-prefix-caching"),
         ({"batchllm": {"ordr": "dfs"}}, "unknown batchllm option 'ordr'.*'order'"),
         ({"additional_config": {"batchllm": {"lookahead": 0}}}, "'lookahead' = 0 is not allowed"),
         ({"scheduler_cls": "my.Scheduler"}, "runs its own scheduler.*'my.Scheduler'"),

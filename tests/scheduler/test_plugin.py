@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from fake_engine import make_vllm_config
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.entrypoints.launchers.run_batch import make_arg_parser as run_batch_parser
 from vllm.plugins import load_general_plugins
@@ -14,8 +17,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm_moved import serve_parser
 
 from vllm_batchllm.compat import version as vllm_version
-from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
+from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER, is_ours
 from vllm_batchllm.plugin import registration
+from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +107,7 @@ def test_prefix_caching_off_is_refused_before_an_engine_starts(llama) -> None:
             model=llama, skip_tokenizer_init=True, enable_prefix_caching=False, **more
         )
 
-    with pytest.raises(ValueError, match=r"needs prefix caching.*--no-enable-prefix-caching"):
+    with pytest.raises(ValueError, match=r"needs prefix caching.*--enable-prefix-caching"):
         engine_args(scheduler_cls=BATCHLLM_SCHEDULER).create_engine_config()
     assert engine_args().create_engine_config().scheduler_config.get_scheduler_cls() is Scheduler
 
@@ -124,3 +128,43 @@ def test_a_vllm_without_scheduler_cls_keeps_its_commands() -> None:
     bare = FlexibleArgumentParser()
     assert wrapped(bare) is bare
     assert "--scheduler" not in bare._option_string_actions
+
+
+def test_an_option_of_that_name_that_somebody_else_has_put_there_stays_theirs(caplog) -> None:
+    """Another plugin's, or a later vLLM's: every `vllm serve` must still parse its command line."""
+
+    def add_cli_args(parser: Any) -> Any:
+        parser = inspect.unwrap(EngineArgs.add_cli_args)(parser)
+        parser.add_argument("--scheduler", choices=["theirs", "none"], default="none")
+        return parser
+
+    parser = registration._with_scheduler_option(add_cli_args)(FlexibleArgumentParser())
+    assert parser.parse_args(["--scheduler", "theirs"]).scheduler == "theirs"
+    assert parser.parse_args(["--scheduler-cls", "some.Class"]).scheduler_cls == "some.Class"
+
+
+class Subclassed(BatchLLMScheduler):
+    """As a user would write one."""
+
+
+def test_a_users_subclass_of_ours_is_checked_like_ours(llama) -> None:
+    for cls in (Subclassed, f"{__name__}.Subclassed"):
+        assert is_ours(cls)
+        arguments = EngineArgs(
+            llama, skip_tokenizer_init=True, scheduler_cls=cls, enable_prefix_caching=False
+        )
+        with pytest.raises(ValueError, match="needs prefix caching"):
+            arguments.create_engine_config()
+    assert not is_ours("no.such.module.Scheduler") and not is_ours(Scheduler) and not is_ours(None)
+
+
+def test_diffusion_models_keep_the_scheduler_that_they_need(llama) -> None:
+    config = make_vllm_config(llama)
+    model = SimpleNamespace(model="some/diffusion", is_diffusion=True)
+    stand_in = SimpleNamespace(
+        additional_config={}, parallel_config=config.parallel_config, model_config=model
+    )
+    with pytest.raises(
+        ValueError, match="does not serve diffusion models such as 'some/diffusion'"
+    ):
+        registration.check_config(stand_in)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 BATCHLLM_SCHEDULER = "vllm_batchllm.create_scheduler"
 """Path of the factory that builds the scheduler fitting the engine's async mode."""
 
@@ -10,11 +12,22 @@ SCHEDULERS: dict[str, str | None] = {"batchllm": BATCHLLM_SCHEDULER, "stock": No
 """What ``--scheduler`` takes: name -> scheduler_cls."""
 
 
+MARK = "serves_prefix_groups"
+"""Attribute of our scheduler classes, and so of a user's subclasses of them."""
+
+
 def is_ours(scheduler_cls: object) -> bool:
-    """Whether a ``scheduler_cls`` (path, class or factory) is one of this package."""
+    """Whether a ``scheduler_cls`` (path, class or factory) is one of this package, or a subclass."""
     if isinstance(scheduler_cls, str):
-        return scheduler_cls.startswith("vllm_batchllm.")
-    return getattr(scheduler_cls, "__module__", "").startswith("vllm_batchllm.")
+        if scheduler_cls.startswith("vllm_batchllm."):
+            return True
+        try:
+            scheduler_cls = pkgutil.resolve_name(scheduler_cls)
+        except (ImportError, AttributeError, ValueError):
+            return False  # vLLM itself says what is wrong with it
+    if getattr(scheduler_cls, "__module__", "").startswith("vllm_batchllm."):
+        return True
+    return bool(getattr(scheduler_cls, MARK, False))
 
 
 def known_schedulers() -> str:

@@ -11,21 +11,25 @@ from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER, is_ours
 from vllm_batchllm.config import SECTION, BatchLLMConfig
 
 
-def check_model_folder(model: str) -> None:
+def check_model_folder(model: str, hf_config_path: str | None = None) -> None:
     """Refuse a model path that cannot be a model folder, before vLLM takes it for a hub name.
+
+    hf_config_path: where vLLM looks for the model's config instead, if anywhere.
 
     Raises:
         ValueError: names the folder, what is wrong with it, and the way out.
     """
     folder = Path(model)
-    if not (folder.is_absolute() or model.startswith((".", "~")) or folder.exists()):
+    if not (folder.is_absolute() or model.startswith(".") or folder.exists()):
         return
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         if folder.suffix == ".gguf" and folder.is_file():
             return
         raise ValueError(f"model folder {model!r} {problem}; give a folder or a hub name")
-    if not any((folder / name).exists() for name in ("config.json", "params.json")):
+    if hf_config_path is None and not any(
+        (folder / name).exists() for name in ("config.json", "params.json")
+    ):
         raise ValueError(
             f"model folder {model!r} has no config.json, so it is no model or only half converted; "
             "convert or download it again"

@@ -3,7 +3,7 @@
 
 Two requests have the same answer only under greedy decoding, with equal prompt tokens and equal
 parameters. Whatever could make them differ keeps them apart: sampling, several samples per
-prompt, LoRA adapters, cache salts, images, embeddings.
+prompt, LoRA adapters, cache salts, images, embeddings, transfers of KV blocks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from typing import Any
+
+KV_TRANSFER = "kv_transfer_params"
+"""Key inside ``extra_args`` of a request whose blocks come from, or go to, another engine."""
 
 MAX_LEADERS = 64
 """Parameter sets remembered per prompt. They can only be compared one by one, so without a bound
@@ -26,6 +29,7 @@ class DuplicateTable:
 
     def __init__(self) -> None:
         self._leaders: dict[tuple[bytes, int], list[tuple[Any, str]]] = {}
+        self._keys: dict[str, tuple[bytes, int]] = {}
 
     def leader(self, prompt: Mapping[str, Any], params: Any, priority: int) -> str | None:
         """Id of an earlier request with the same answer, or None."""
@@ -36,9 +40,17 @@ class DuplicateTable:
 
     def add(self, prompt: Mapping[str, Any], params: Any, priority: int, request_id: str) -> None:
         """Enter ``request_id`` as the leader for its prompt and parameters."""
-        leaders = self._leaders.setdefault(_key(prompt, priority), [])
+        key = _key(prompt, priority)
+        leaders = self._leaders.setdefault(key, [])
         if len(leaders) < MAX_LEADERS:
             leaders.append((params, request_id))
+            self._keys[request_id] = key
+
+    def forget(self, request_id: str) -> None:
+        """``request_id`` was taken back, and answers for nobody."""
+        key = self._keys.pop(request_id, None)
+        if key is not None:
+            self._leaders[key] = [one for one in self._leaders[key] if one[1] != request_id]
 
 
 def may_share_answer(prompt: Mapping[str, Any], params: Any, lora_request: Any) -> bool:
@@ -49,7 +61,18 @@ def may_share_answer(prompt: Mapping[str, Any], params: Any, lora_request: Any) 
         and lora_request is None
         and getattr(params, "temperature", None) == 0
         and params.n == 1
+        and KV_TRANSFER not in (getattr(params, "extra_args", None) or ())
+        and _is_encodable(prompt["prompt_token_ids"])
     )
+
+
+def _is_encodable(token_ids: Any) -> bool:
+    """Whether these can be looked up; what vLLM refuses, it shall refuse itself, in its own words."""
+    try:
+        array("q", token_ids)
+    except (OverflowError, TypeError):
+        return False
+    return True
 
 
 def _key(prompt: Mapping[str, Any], priority: int) -> tuple[bytes, int]:

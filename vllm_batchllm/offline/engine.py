@@ -41,7 +41,7 @@ class OfflineEngine(StockLLM):
         **kwargs: Any,
     ) -> None:
         vllm_version.check_vllm_version()
-        check_model_folder(model)
+        check_model_folder(model, kwargs.get("hf_config_path"))
         register()  # the config checks, where plugin loading was restricted
         self.batchllm_config = put_options(batchllm, kwargs)
         self._batch: Batch | None = None
@@ -68,6 +68,7 @@ class OfflineEngine(StockLLM):
                 num_duplicates=batch.num_duplicates,
                 output_tokens=batch.output_tokens,
                 makespan_s=makespan_s,
+                num_unshared=batch.num_unshared,
             )
         return self._last_report
 
@@ -146,15 +147,13 @@ class OfflineEngine(StockLLM):
         batch, self._batch = self._batch, None
         if batch is None:
             return list(super()._run_engine(output_type, use_tqdm=use_tqdm))
-        progress = BatchProgress(use_tqdm, batch.num_expected)
         start_s = time.perf_counter()
         try:
-            outputs = self._run_batch(batch, progress)
+            with BatchProgress(use_tqdm, batch.num_expected) as progress:
+                outputs = self._run_batch(batch, progress)
         except BaseException:
             self.llm_engine.abort_request(sorted(batch.engine_ids), internal=True)
             raise
-        finally:
-            progress.close()
         after = call_core(self.llm_engine, "batchllm_counters")
         counters = ScheduleCounters.between(batch.before, after)
         self._last_run = (batch, counters, time.perf_counter() - start_s)
@@ -171,6 +170,8 @@ class OfflineEngine(StockLLM):
             self._feed(batch)
             outputs += batch.take_ready()
             progress.show(batch)
+            if not self.llm_engine.has_unfinished_requests() and batch.backlog is None:
+                self._stand_in(batch)
         for failure in batch.failures:
             outputs += batch.finish(failure)
         progress.show(batch)
@@ -181,6 +182,12 @@ class OfflineEngine(StockLLM):
                 batch.num_expected,
             )
         return outputs
+
+    def _stand_in(self, batch: Batch) -> None:
+        """Compute what was to be answered by requests that were aborted."""
+        for orphans in batch.take_orphans():
+            prompt, params, priority = orphans.engine_input
+            batch.stand_in(self._add_request(prompt, params, priority=priority), orphans)
 
     @contextmanager
     def _waiting_for_outputs(self) -> Iterator[None]:
@@ -213,22 +220,26 @@ class OfflineEngine(StockLLM):
             self._add_request,
             lambda: next(self.request_counter),
             lambda: withdraw(self.llm_engine, str(self.request_counter.counter - 1)),
+            self._resolve_mm_lora,
             self.batchllm_config.dedupe,
         )
 
     @contextmanager
     def _queueing(self) -> Iterator[None]:
-        """A call queues requests; if it fails, nothing of the batch is left in the engine."""
+        """A call queues requests; if it fails, nothing of this call is left in the engine."""
         if not self._generates:
             yield
             return
         batch = self._open_batch()
+        batch.begin_call()
         try:
             with held(self.llm_engine), self._taking(self._intake_into(batch)):
                 yield
         except BaseException:
-            self._batch = None
-            self.llm_engine.abort_request(sorted(batch.engine_ids), internal=True)
+            self.llm_engine.abort_request(batch.undo_call(), internal=True)
+            batch.backlog = None
+            if not batch.num_expected:
+                self._batch = None
             raise
 
     @contextmanager

@@ -34,13 +34,15 @@ class Intake:
 
     add_request: vLLM's ``_add_request``; returns the engine's id of the request.
     next_id: the next number of vLLM's request counter. withdraw: takes out of the engine what is left
-    of the request with the latest number, which failed.
+    of the request with the latest number, which failed. resolve_lora: vLLM's ``_resolve_mm_lora``, the
+    adapter of a prompt with images or sound.
     """
 
     batch: Batch
     add_request: Callable[..., str]
     next_id: Callable[[], int]
     withdraw: Callable[[], None]
+    resolve_lora: Callable[[Any, Any], Any]
     dedupe: bool
 
     def take(
@@ -79,13 +81,17 @@ class Intake:
     def _take_one(self, prompt: Any, params: Any, lora_request: Any, priority: int) -> str:
         if isinstance(prompt, Unrenderable):
             return self._refuse(prompt.prompt, prompt.error)
+        try:
+            lora_request = self.resolve_lora(prompt, lora_request)
+        except Exception as error:  # noqa: BLE001 - kept for this request
+            return self._refuse(prompt.get("prompt"), error)
         shareable = self.dedupe and may_share_answer(prompt, params, lora_request)
         if shareable:
             params.output_kind = RequestOutputKind.FINAL_ONLY  # as the leader's, to compare equal
             leader_id = self.batch.duplicates.leader(prompt, params, priority)
             if leader_id is not None:
                 request_id = str(self.next_id())
-                self.batch.follow(leader_id, request_id, prompt.get("prompt"))
+                self.batch.follow(leader_id, request_id, (prompt, params, priority))
                 return request_id
         problem = problem_of(
             len(prompt.get("prompt_token_ids") or ()),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -38,7 +38,10 @@ class BatchProgress:
         )
         self._bar.update(batch.num_finished - self._bar.n)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
         """Leave the finished bar on screen."""
         if self._bar is not None:
             self._bar.close()

@@ -64,12 +64,19 @@ def check_config(vllm_config: Any) -> None:
 
     vllm_version.check_vllm_version()
     config_of(vllm_config)
+    if vllm_config.model_config is not None and vllm_config.model_config.is_diffusion:
+        raise ValueError(
+            f"the batchllm scheduler does not serve diffusion models such as "
+            f"{vllm_config.model_config.model!r}, which need a scheduler of their own; use vLLM's "
+            "(--scheduler stock)"
+        )
     if not vllm_config.cache_config.enable_prefix_caching:
         raise ValueError(
-            "the batchllm scheduler needs prefix caching, and enable_prefix_caching is False. "
-            "Remove --no-enable-prefix-caching (LLM: enable_prefix_caching=False), or use "
-            "vLLM's own scheduler (--scheduler stock); models without prefix caching, such as "
-            "most pooling models, have nothing to share"
+            "the batchllm scheduler needs prefix caching, and enable_prefix_caching is False, by "
+            "choice or because the command sets it (vllm bench latency does). Give "
+            "--enable-prefix-caching (LLM: enable_prefix_caching=True), or use vLLM's own scheduler "
+            "(--scheduler stock); models without prefix caching, such as most pooling models, have "
+            "nothing to share"
         )
 
 
@@ -79,6 +86,12 @@ def _with_scheduler_option(add_cli_args: Any) -> Any:
         parser = add_cli_args(parser, *args, **kwargs)
         beside = parser._option_string_actions.get("--scheduler-cls")
         if beside is None:  # another vLLM; its own commands must go on
+            return parser
+        if "--scheduler" in parser._option_string_actions:
+            logger.warning(
+                "--scheduler belongs to somebody else here; choose ours by --scheduler-cls %s",
+                SCHEDULERS["batchllm"],
+            )
             return parser
         group = beside.container.add_mutually_exclusive_group()
         group._group_actions.append(beside)
