@@ -152,6 +152,14 @@ def test_lengths_that_nobody_knows_leave_a_share_of_the_memory_free() -> None:
         assert admission.step.may_start(request(str(number), 400, 4000, length_known=False))
 
 
+def test_the_share_is_rounded_down_as_the_watermark_of_vllm_is() -> None:
+    unknown = request("u", 4, 4, length_known=False)
+    for capacity, num_kept in ((6, 0), (49, 0), (50, 1), (149, 2)):
+        admission = make(capacity)
+        admission.begin_step(dict, num_waiting=9, num_free_blocks=capacity)
+        assert admission.step.num_kept_blocks(unknown) == num_kept
+
+
 def test_beside_known_lengths_an_unknown_one_counts_as_it_is() -> None:
     admission = make(100)
     admission.begin_step(dict, num_waiting=9, num_free_blocks=100)

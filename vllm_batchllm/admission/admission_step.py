@@ -11,7 +11,6 @@ and a share of the memory is kept free for what will come.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -103,10 +102,14 @@ class AdmissionStep:
         return self.refusal is None
 
     def num_kept_blocks(self, candidate: Candidate) -> int:
-        """Blocks that are to stay free as ``candidate`` starts, for lengths that nobody knows."""
-        if self._parts.options.threshold is not None:
+        """Blocks that are to stay free as ``candidate`` starts, for lengths that nobody knows.
+
+        Rounded down, as vLLM rounds its watermark: where blocks are few, one is much.
+        """
+        is_certain = candidate.length_known and not self._running.num_guessed
+        if is_certain or self._parts.options.threshold is not None:
             return 0
-        return math.ceil(self._reserve(candidate) * self._running.capacity)
+        return int(RESERVE_RATIO * self._running.capacity)
 
     def no_memory(self) -> None:
         """vLLM itself found no room for a request that :meth:`may_start` let pass."""
@@ -146,7 +149,7 @@ class AdmissionStep:
     def _fits_ahead(self, candidate: Candidate, entrant: Entrant) -> bool:
         """Whether the memory suffices until ``candidate`` has ended, or long enough."""
         running, memory = self._running, self._running.memory
-        capacity = int(running.capacity * (1 - self._reserve(candidate)))
+        capacity = running.capacity - self.num_kept_blocks(candidate)
         if running.num_hinted:  # one of them may have outgrown what was expected
             running.update()
         if memory.fits_whatever_happens(entrant, capacity):
@@ -167,10 +170,6 @@ class AdmissionStep:
         entrant = Entrant(candidate.hashes, candidate.num_tokens, 0)
         held = self._running.memory.held_with(entrant)
         return held <= threshold * self._running.capacity
-
-    def _reserve(self, candidate: Candidate) -> float:
-        is_certain = candidate.length_known and not self._running.num_guessed
-        return 0.0 if is_certain else RESERVE_RATIO
 
     def _count(self, refusal: Refusal) -> None:
         counters, name = self._parts.counters, f"refused_{refusal}"
