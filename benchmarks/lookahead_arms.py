@@ -39,8 +39,9 @@ class ArrivalLine(GroupQueue[Request]):
         self._arrived[request] = None
 
     def peek(self) -> Request:
-        if self._requeued:
-            return self._requeued.peek()[1]
+        returned = self._returned()
+        if returned is not None:
+            return returned[1]
         return next(iter(self._arrived))
 
     def remove(self, request: Request, *, admitted: bool = False) -> None:

@@ -95,8 +95,7 @@ def _sizes(scheduler: Any) -> dict[str, int]:
     """Entries of every container of ours that requests fill."""
     queue, admission = scheduler.waiting, scheduler.admission
     pool = scheduler.kv_cache_manager.block_pool
-    lines = list(queue._queues.values())
-    forests = [forest for line in lines for forest in (line.forest, line.requeued)]
+    lines, forests = queue.group_queues, queue.forests
     ranked = [place for line in lines for place in (line._requeued, line._unhashed)]
     nodes = [node for forest in forests for node in _nodes(forest)]
     lists = {id(each.hashes): each.hashes for origins in pool._origins for each in origins}

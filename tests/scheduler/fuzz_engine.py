@@ -170,7 +170,7 @@ class FuzzEngine:
         With a step in flight, tokens come for a request that has just been preempted; the block
         that they may fill is known when the request is looked at next.
         """
-        kept = set(pool._demand.filed)
+        kept = pool.needed_free_blocks()
         num_late = 1 + self.scheduler.num_spec_tokens if self.is_async else 0
         assert kept <= needed_blocks(pool, waiting_hashes(self.scheduler)), "kept for nobody"
         needed = needed_blocks(pool, waiting_hashes(self.scheduler, num_late))
@@ -203,10 +203,10 @@ class FuzzEngine:
         assert not scheduler.requests and not self.num_blocks_held(), "something is left"
         assert not scheduler.deferred_waiting and not scheduler.waiting.levels
         assert not pool._demand.filed and not self.worker.transfers
-        for line in scheduler.waiting._queues.values():
+        for line in scheduler.waiting.group_queues:
             assert not line and not line._waiting_since
-            for forest in (line.forest, line.requeued):
-                assert not forest and not forest.root.children, "a forest keeps a node"
+        for forest in scheduler.waiting.forests:
+            assert not forest and not forest.root.children, "a forest keeps a node"
         admission = scheduler.admission
         if admission is not None:
             assert not admission.num_running and not len(admission.running.memory)

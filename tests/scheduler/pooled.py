@@ -68,7 +68,10 @@ class LruScheduler(BatchLLMScheduler):
 
     def _make_queue(self, clock: Clock) -> PrefixGroupQueue:
         queue = super()._make_queue(clock)
-        queue._pool = None
+        pool = self.kv_cache_manager.block_pool
+        for forest in queue.forests:
+            if forest.observer is not None:
+                pool.unwatch(forest)
         return queue
 
 
@@ -122,7 +125,9 @@ def waiting_hashes(scheduler: Scheduler, num_late_tokens: int = 0) -> set[bytes]
 def needed_blocks(pool: Any, hashes: set[bytes]) -> set[int]:
     """By brute force: free blocks that a look-up of one of ``hashes`` would find."""
     needed = set()
-    for block in pool.free_block_queue.get_all_free_blocks():
+    for block in pool.blocks:
+        if block.is_null or block.ref_cnt:
+            continue  # looked at without the free list, which would file what it lists
         others = pool.cached_block_hashes_by_block.get(block.block_id, ())
         keys = [key for key in (block.block_hash, *others) if key is not None]
         if any(is_hit(pool, block, key) and get_block_hash(key) in hashes for key in keys):

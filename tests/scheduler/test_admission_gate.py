@@ -201,7 +201,7 @@ def test_a_bad_hint_ends_its_request_alone(llama, hint) -> None:
 
 
 def test_a_watermark_of_the_users_stays_and_without_one_guesses_leave_some_memory(llama) -> None:
-    for watermark, expected in ((0.0, 5), (0.1, 24)):
+    for watermark, expected in ((0.0, 4), (0.1, 24)):
         config = make_vllm_config(llama, num_blocks=241, max_num_seqs=128)
         config.scheduler_config.watermark = watermark
         scheduler = make_scheduler(BatchLLMScheduler, config)
@@ -263,3 +263,21 @@ def test_an_urgent_request_does_not_wait_for_the_end_of_a_less_urgent_one(llama)
     scheduler.update_from_output(output, model_output(scheduler, output))
     scheduler.add_request(more)
     assert [new.req_id for new in scheduler.schedule().scheduled_new_reqs] == [more.request_id]
+
+
+def test_in_front_of_those_who_hold_blocks_nobody_is_asked_to_wait(llama) -> None:
+    """Its transfer has failed and its blocks are gone; those behind it cannot give theirs back."""
+    scheduler = build(BatchLLMScheduler, llama, [[1] * 40])
+    scheduler.schedule()
+    one, other = make_requests([[n] * 320 for n in (2, 3)], max_tokens=9000)
+    one.request_id, other.request_id = "one", "other"
+    step = scheduler.admission.step
+    for request in (one, other):
+        scheduler.kv_holding_waiting.add_request(request)
+        scheduler.requests[request.request_id] = request
+    step.refusal = "peak"
+    manager = scheduler.kv_cache_manager
+    assert manager.allocate_slots(one, 320, has_scheduled_reqs=True) is not None
+    assert manager.allocate_slots(other, 320, has_scheduled_reqs=True) is None
+    scheduler.kv_holding_waiting.pop_request()
+    assert manager.allocate_slots(other, 320, has_scheduled_reqs=True) is not None

@@ -124,9 +124,9 @@ def test_a_preempted_request_finds_its_blocks_again(llama) -> None:
             if cls is BatchLLMScheduler and preempted:
                 (request,) = preempted
                 assert request in scheduler.waiting
-                filed = pool_of(scheduler)._demand.filed
+                filed = pool_of(scheduler).needed_free_blocks()
                 kept = [b for b in cached_ids(scheduler, request) if b is not None]
-                assert kept and set(kept) == set(filed)
+                assert kept and set(kept) == filed
             scheduler.update_from_output(output, model_output(scheduler, output))
         assert num_preempted == 1
         computed[cls] = num_tokens
@@ -174,13 +174,13 @@ def test_only_the_copy_that_would_be_hit_is_kept(llama) -> None:
     (request,) = wait(scheduler, [[1] * 9])
     pool = pool_of(scheduler)
     kept = cached_ids(scheduler, request)
-    assert set(pool._demand.filed) == set(kept)
+    assert pool.needed_free_blocks() == set(kept)
     copies = [b.block_id for b in pool.blocks if b.block_hash == pool.blocks[kept[1]].block_hash]
     assert len(copies) == 2
     pool.evict_blocks({kept[1]})
     (other,) = set(copies) - {kept[1]}
     assert cached_ids(scheduler, request) == [kept[0], other]
-    assert set(pool._demand.filed) == {kept[0], other}
+    assert pool.needed_free_blocks() == {kept[0], other}
     pool.check_integrity()
 
 
@@ -193,8 +193,8 @@ def test_a_window_is_kept_though_the_blocks_before_it_are_gone(llama) -> None:
     pool.evict_blocks(set(window[:-2]))
     (request,) = wait(scheduler, [[1] * 41])
     assert cached_ids(scheduler, request, group=1)[0] is None
-    assert set(window[-2:]) <= set(pool._demand.filed)
-    assert set(pool._demand.filed) == needed_blocks(pool, waiting_hashes(scheduler))
+    assert set(window[-2:]) <= pool.needed_free_blocks()
+    assert pool.needed_free_blocks() == needed_blocks(pool, waiting_hashes(scheduler))
     assert scheduler.schedule().num_scheduled_tokens["0"] == 1, "40 of 41 tokens are hits"
 
 
@@ -204,7 +204,7 @@ def test_a_reset_forgets_what_was_kept(llama) -> None:
         serve(arm, [[1] * 20, [2] * 20])
         wait(arm, [[1] * 21])
         assert arm.reset_prefix_cache()
-    assert not pool_of(scheduler)._demand.filed
+    assert not pool_of(scheduler).needed_free_blocks()
     assert free_ids(scheduler) == free_ids(stock)
     pool_of(scheduler).check_integrity()
     assert run_to_end(scheduler) == ["0"]
@@ -217,9 +217,9 @@ def test_a_reset_that_fails_changes_nothing(llama) -> None:
     scheduler.schedule()
     (request,) = requests([[1] * 21], first=7)
     scheduler.add_request(request)
-    kept = dict(pool_of(scheduler)._demand.filed)
+    kept = pool_of(scheduler).needed_free_blocks()
     assert kept and not scheduler.reset_prefix_cache()
-    assert pool_of(scheduler)._demand.filed == kept
+    assert pool_of(scheduler).needed_free_blocks() == kept
 
 
 class BarePool:
@@ -244,7 +244,7 @@ class BarePool:
     def is_kept(self) -> bool:
         self.pool.free_blocks([self.block])
         self.pool.check_integrity()
-        return self.block.block_id in self.pool._demand.filed
+        return self.block.block_id in self.pool.needed_free_blocks()
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ class KeepingPromise(SchedulerMachine):
         if admission is not None:
             admission.check_integrity({r.request_id for r in self.scheduler.running})
         needed = needed_blocks(self.pool, waiting_hashes(self.scheduler))
-        assert set(self.pool._demand.filed) == needed
+        assert self.pool.needed_free_blocks() == needed
         if not self.scheduler.requests:
             assert self.pool.get_num_free_blocks() == NUM_BLOCKS - 1
 

@@ -40,13 +40,13 @@ def step(scheduler: Any) -> None:
 
 def heap_entries(scheduler: Any) -> int:
     entries = 0
-    for line in scheduler.waiting._queues.values():
+    for line in scheduler.waiting.group_queues:
         entries += len(line._requeued._heap) + len(line._unhashed._heap)
-        for forest in (line.forest, line.requeued):
-            nodes = [forest.root]
-            for node in nodes:
-                nodes.extend((node.children or {}).values())
-                entries += len(node.heap or ())
+    for forest in scheduler.waiting.forests:
+        nodes = [forest.root]
+        for node in nodes:
+            nodes.extend((node.children or {}).values())
+            entries += len(node.heap or ())
     return entries
 
 
@@ -90,7 +90,7 @@ def test_priorities_of_those_who_left_are_forgotten(llama) -> None:
         assert scheduler.waiting.peek_request() is front[0]
         scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
     scheduler.waiting.check_integrity()
-    assert len(scheduler.waiting._priorities) <= 2 * 2 + 65
+    assert len(scheduler.waiting._queues._priorities) <= 2 * 2 + 65
     assert list(scheduler.waiting) == front
 
 

@@ -117,7 +117,7 @@ def engine(cls: Any, model: str, prompts: list[list[int]], depth: int, **config:
     """A scheduler with all ``prompts`` queued, whose cache holds about three documents."""
     priorities = config.pop("priorities", None)
     num_stages = config.pop("num_stages", 1)
-    config = {"num_blocks": 48, "max_num_seqs": 6, "async_scheduling": True} | config
+    config = {"num_blocks": 52, "max_num_seqs": 6, "async_scheduling": True} | config
     vllm_config = make_vllm_config(model, **config)
     vllm_config.parallel_config.pipeline_parallel_size = num_stages
     scheduler = make_scheduler(cls, vllm_config)
@@ -144,7 +144,7 @@ def test_no_token_is_lost_doubled_or_misplaced(llama, depth, options, monkeypatc
     requests are preempted in flight too."""
     monkeypatch.setattr(preemption_price, "TOKENS_PER_STEP", 0)
     prompts = documents()
-    num_blocks = 40 if options else 48
+    num_blocks = 40 if options else 52
     ours = engine(
         AsyncBatchLLMScheduler, llama, prompts, depth, options=options, num_blocks=num_blocks
     )

@@ -183,7 +183,7 @@ def test_the_walk_saves_all_and_a_plan_at_least_what_its_groups_share(llama, cls
 def planned_saving(llama: str, prompts: Prompts, order: str) -> int:
     """Tokens that the members of the order's groups share, each group's first left out."""
     queue = build(BatchLLMScheduler, llama, prompts, order).waiting
-    (line,) = queue._queues.values()
+    (line,) = queue.group_queues
     assert isinstance(line, PlannedGroupQueue)
     groups = ORDERS[order]().groups(line.forest)  # type: ignore[attr-defined]
     return sum((len(group.members) - 1) * group.num_prefix_blocks for group in groups) * BLOCK

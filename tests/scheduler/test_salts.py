@@ -80,10 +80,9 @@ class Watch:
 
     def check_trees(self) -> None:
         """No group of waiting requests holds two salts."""
-        for line in self.scheduler.waiting._queues.values():
-            for forest in (line.forest, line.requeued):
-                for tree in forest.ordered_children(forest.root):
-                    assert len({request.cache_salt for request in forest.walk(tree)}) == 1
+        for forest in self.scheduler.waiting.forests:
+            for tree in forest.ordered_children(forest.root):
+                assert len({request.cache_salt for request in forest.walk(tree)}) == 1
 
 
 @pytest.mark.parametrize("num_blocks", [14, 200], ids=["short of memory", "room for all"])
@@ -130,8 +129,8 @@ def test_a_waiting_request_does_not_keep_the_blocks_of_another_salt(llama) -> No
     scheduler.add_request(salted(0, "a", prompt))
     while scheduler.has_unfinished_requests():
         watch.step()
-    filed = scheduler.kv_cache_manager.block_pool._demand.filed
+    kept = scheduler.kv_cache_manager.block_pool.needed_free_blocks
     scheduler.add_request(salted(1, "b", prompt))
-    assert not filed, "what tenant a left is kept for tenant b"
+    assert not kept(), "what tenant a left is kept for tenant b"
     scheduler.add_request(salted(2, "a", prompt))
-    assert len(filed) == 80 // BLOCK_SIZE, "what tenant a left is not kept for tenant a"
+    assert len(kept()) == 80 // BLOCK_SIZE, "what tenant a left is not kept for tenant a"

@@ -13,6 +13,7 @@ from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.memory_model import LayerKind, MemoryModel
 from vllm_batchllm.admission.options import AdmissionOptions
+from vllm_batchllm.admission.pacer import Pacer
 from vllm_batchllm.admission.preemption_price import TOKENS_PER_STEP, is_worth_starting
 from vllm_batchllm.stats.counters import ScheduleCounters
 
@@ -257,3 +258,14 @@ def test_a_session_is_planned_anew_with_each_turn() -> None:
     assert admission.running.num_guessed == 0
     admission.continued(request("nobody", 8, 8))
     admission.check_integrity({"session"})
+
+
+def test_whose_blocks_another_engine_keeps_is_not_paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other engine would give them up in the end; memory alone may keep it waiting."""
+    monkeypatch.setattr(Pacer, "max_running", 1)
+    admission = make(100)
+    admission.begin_step(dict, num_waiting=9, num_free_blocks=100)
+    admission.step.started(request("runs", 8, 8))
+    assert admission.step.may_start(request("pulls", 8, 8, holds_elsewhere=True))
+    assert not admission.step.may_start(request("waits", 8, 8))
+    assert admission.step.refusal == "pace"

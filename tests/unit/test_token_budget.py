@@ -68,7 +68,7 @@ NOTHING = Outstanding(0, 0, 0)
 
 
 def next_tokens(of: TokenBudget, outstanding: Outstanding, num_running: int, **guess: Any) -> int:
-    guess = {"output_is_guessed": False, "mean_output": None} | guess
+    guess = {"output_is_guessed": False, "mean_output": None, "is_prefilling": True} | guess
     return of.tokens(outstanding, num_running=num_running, **guess)
 
 
@@ -76,7 +76,8 @@ def test_the_last_requests_are_spread_as_those_before_them_and_then_it_is_over()
     spreading = budget()
     assert next_tokens(spreading, LONG, 44) == 44 * 23
     assert next_tokens(spreading, NOTHING, 44) == 44 * 23
-    assert next_tokens(spreading, NOTHING, 0) == 16384
+    assert next_tokens(spreading, NOTHING, 44, is_prefilling=False) == 16384, "or it would stay"
+    assert next_tokens(spreading, NOTHING, 0, is_prefilling=False) == 16384
 
 
 def test_running_requests_are_never_starved_drafts_included() -> None:

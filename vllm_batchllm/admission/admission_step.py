@@ -136,7 +136,7 @@ class AdmissionStep:
         if parts.held_back.covers(candidate.request_id, parts.counters.num_memory_steps):
             return "peak"
         is_new = candidate.length_known and not candidate.num_generated
-        if is_new and len(running) + 1 > parts.pacer.max_running:
+        if is_new and not candidate.holds_elsewhere and len(running) + 1 > parts.pacer.max_running:
             return "pace"
         entrant = running.entrant_of(candidate)
         if entrant.num_remaining is None and not running.num_planned:

@@ -13,7 +13,8 @@ class Candidate:
 
     hashes: its chained block hashes, by reference; empty if it may share nothing.
     num_tokens: prompt and what was generated before a preemption. length_known: whether the
-    output is certain to have ``max_tokens`` tokens. hint: the user's expectation, or None.
+    output is certain to have ``max_tokens`` tokens. hint: the user's expectation, or None. holds_elsewhere:
+    whether blocks of it are kept by another engine until it starts.
     """
 
     request_id: str
@@ -23,6 +24,7 @@ class Candidate:
     max_tokens: int
     length_known: bool = False
     hint: int | None = None
+    holds_elsewhere: bool = False
 
     @property
     def num_generated(self) -> int:

@@ -29,6 +29,10 @@ SHORT_LIFE_BLOCKS = 2.0
 """Lives of fewer blocks of output hardly grow: there is nothing to even out, and the first cohorts
 leave memory idle (docs/policies.md)."""
 
+LEAST_GAIN = 1.0
+"""Lives that pacing must be worth. Lockstep costs less than the sum says, since those whom the forecast
+refuses start later than others (docs/policies.md)."""
+
 LAST_WAVE = 1.0
 """Pacing ends when no more wait than the memory holds: those may be large together."""
 
@@ -73,8 +77,8 @@ def choose_cohorts(work: WorkAhead) -> int | None:
         waves * (blocks / max(life.blocks, 1e-6) - 1.0) + (1.0 - 1.0 / (at + 1)) / 2.0
         for at, blocks in enumerate(life.cohort_blocks)
     ]
-    number = losses.index(min(losses)) + 1
-    return number if number > 1 else None
+    gain = losses[0] - min(losses)
+    return losses.index(min(losses)) + 1 if gain > LEAST_GAIN else None
 
 
 class Pacer:

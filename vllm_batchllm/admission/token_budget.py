@@ -92,18 +92,21 @@ class TokenBudget:
         outstanding: Outstanding,
         *,
         num_running: int,
+        is_prefilling: bool,
         output_is_guessed: bool,
         mean_output: float | None,
     ) -> int:
         """Tokens of the next step.
 
+        is_prefilling: whether the prompt of one that runs is not computed yet. With nobody in the forests the last
+        ones of a batch are spread as those before them; when they have started, so have all.
         output_is_guessed: what is expected of those who wait is a guess; then ``mean_output``
         takes its place, tokens of the requests that have ended, and without it nothing changes.
         """
         if num_running * self._tokens_per_decode >= self._ridge:  # decodes alone fill the device
             self._last = self._most
-        elif outstanding.num_requests == 0:  # the last ones are as those before
-            self._last = self._last if num_running else self._most
+        elif outstanding.num_requests == 0:
+            self._last = self._last if is_prefilling else self._most
         elif output_is_guessed and mean_output is None:
             self._last = self._most
         else:

@@ -21,10 +21,8 @@ Urgency = Any  # totally ordered; smaller is served earlier
 
 
 class DemandListener(Protocol):
-    """Moves blocks when demand changes. Positions count block hashes from the start."""
-
-    def on_needed(self, hashes: Sequence[Hashable], start: int, end: int) -> None:
-        """``hashes[start:end]`` are needed from now on, or more urgently than before."""
+    """Moves blocks when demand ends. Nobody is told when it begins: that is seen when a block is to be
+    given up."""
 
     def on_less_needed(self, block_ids: list[int]) -> None:
         """These filed blocks have lost the node they were filed at."""
@@ -67,9 +65,8 @@ class WatchedForest(Generic[T]):
         return self._path[bisect_right(self._ends, position)]
 
     def on_new_run(self, node: PrefixNode[Any]) -> None:
-        """Blocks of the run may be cached already: have them filed."""
+        """More is needed than before."""
         self._forget_walk()
-        self._listener.on_needed(node.hashes, node.start, node.end)
 
     def on_split(self, upper: PrefixNode[Any], lower: PrefixNode[Any]) -> None:
         """Divide what was filed at the run."""
@@ -93,7 +90,7 @@ class WatchedForest(Generic[T]):
 class BlockDemand:
     """All forests of waiting requests, the most urgent first.
 
-    A block is filed in the most urgent forest that needs it. Asking costs one dictionary look-up
+    Asking costs one dictionary look-up
     for every forest that has nothing in common with the list.
 
     filed: where each needed free block is, by block id.

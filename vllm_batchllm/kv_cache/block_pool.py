@@ -48,10 +48,9 @@ class PrefixAwareBlockPool(BlockPool):
     forest, and if it is the copy that vLLM would hit (copies of a hash can only be of use once
     the first is gone). Needed blocks are given up last, the one needed soonest last of all.
 
-    For a block the cost of this is O(1) amortised; see :class:`ZonedFreeQueue` and
-    :class:`BlockDemand` for what is not. An arrival looks up those of its hashes that are new in the
-    forest, unless nothing is cached. Not only up to the first miss: sliding-window and Mamba
-    groups cache runs with holes.
+    Whether a block is needed is seen when it is to be given up, and not before: arrivals and freed blocks cost
+    nothing. For a block that costs O(1) amortised; see :class:`ZonedFreeQueue` and
+    :class:`BlockDemand` for what does not.
     """
 
     free_block_queue: ZonedFreeQueue
@@ -59,7 +58,6 @@ class PrefixAwareBlockPool(BlockPool):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._origins: list[tuple[Origin, ...]] = [()] * self.num_gpu_blocks
-        self._num_groups = 0
         self._demand = BlockDemand(self)
         self.free_block_queue = ZonedFreeQueue(
             self.free_block_queue.get_all_free_blocks(), self.blocks, self._demand, self._place_of
@@ -108,7 +106,6 @@ class PrefixAwareBlockPool(BlockPool):
             kv_cache_group_id,
             block_mask,
         )
-        self._num_groups = max(self._num_groups, kv_cache_group_id + 1)
         hashes, ratio = request.block_hashes, block_size // self.hash_block_size
         if 0 < num_cached_blocks < num_full_blocks:
             self._share_hashes(hashes, blocks[num_cached_blocks - 1], num_cached_blocks * ratio)
@@ -126,7 +123,6 @@ class PrefixAwareBlockPool(BlockPool):
             request, block, num_tokens, *args, **kwargs
         )
         if key is not None:
-            self._num_groups = max(self._num_groups, get_group_id(key) + 1)
             position = num_tokens // self.hash_block_size - 1
             self._note_origin(block, request.block_hashes, position)
         return key
@@ -145,16 +141,10 @@ class PrefixAwareBlockPool(BlockPool):
         self.on_less_needed(list(self._demand.filed))
         return True
 
-    def on_needed(self, hashes: Sequence[Hashable], start: int, end: int) -> None:
-        """File the cached free blocks of a run of hashes that is new in a forest."""
-        if not len(self.cached_block_hash_to_block):
-            return
-        find = self.cached_block_hash_to_block.get_one_block
-        for position in range(start, end):
-            for group_id in range(self._num_groups):
-                block = find(make_block_hash_with_group_id(hashes[position], group_id))
-                if block is not None:
-                    self.free_block_queue.refile(block)
+    def needed_free_blocks(self) -> set[int]:
+        """Ids of the free blocks that somebody waits for. O(n log n), for who wants to look."""
+        self.free_block_queue.settle()
+        return set(self._demand.filed)
 
     def on_less_needed(self, block_ids: list[int]) -> None:
         """Let go of blocks that have lost their place, or file them where they still belong."""
@@ -162,7 +152,7 @@ class PrefixAwareBlockPool(BlockPool):
             self.free_block_queue.refile(self.blocks[block_id])
 
     def _remove_cached_block_hashes(self, block: KVCacheBlock) -> list[BlockHashWithGroupId]:
-        """vLLM's; the block is of no use now, and a copy of it may be needed instead.
+        """vLLM's; the block is of no use now.
 
         Called for every block that is handed out, most of which never had a hash.
         """
@@ -171,12 +161,8 @@ class PrefixAwareBlockPool(BlockPool):
         if not (was_cached or removed):
             return removed
         self._origins[block.block_id] = ()
-        if self._demand:
+        if block.block_id in self._demand.filed:
             self.free_block_queue.refile(block)
-            for key in removed:
-                copy = self.cached_block_hash_to_block.get_one_block(key)
-                if copy is not None:
-                    self.free_block_queue.refile(copy)
         return removed
 
     def _share_hashes(self, hashes: list[Hashable], hit: KVCacheBlock, num_hashes: int) -> None:
@@ -222,6 +208,7 @@ class PrefixAwareBlockPool(BlockPool):
     def check_integrity(self) -> None:
         """Raise AssertionError where a structural promise is broken. O(pool and forests)."""
         free_list = self.free_block_queue
+        free_list.settle()
         free_list.check_integrity()
         self._demand.check_integrity()
         for block in self.blocks:

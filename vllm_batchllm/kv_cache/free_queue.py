@@ -5,6 +5,9 @@ Three zones, given up in this order: never cached; cached, but needed by nobody 
 The first two are one list in vLLM's own order, so where nobody waits nothing differs. A block
 that leaves the third zone takes the place it would have in that list now, as if it had never
 been needed: every place has a serial number.
+
+A block is asked for when its turn has come to be given up: if somebody waits for it, it is filed then. Until
+that it stays in vLLM's list, whoever comes or goes.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
         blocks: all free blocks, in order.
         blocks_by_id: every block of the pool.
         demand: who waits for what.
-        place_of: where a block that is being freed belongs, or None if nobody needs it.
+        place_of: where a cached block belongs, or None if nobody needs it.
 
     A block is *listed* (in vLLM's linked list), *late* (it was needed, and no longer is; in a
     heap by serial number, because it does not belong to an end of the list), or *filed* (needed;
@@ -78,20 +81,27 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
         """Take the first ``n`` blocks. Raises ValueError when there are fewer."""
         if n > self.num_free_blocks:
             raise ValueError(f"{n} blocks wanted, {self.num_free_blocks} are free")
-        num_unneeded = self.num_free_blocks - len(self._demand.filed)
-        if not self._late and n <= num_unneeded:
-            taken: list[KVCacheBlock] = super().popleft_n(n)
-        else:
-            taken = [self._pop_unneeded() for _ in range(min(n, num_unneeded))]
-        for block in taken:
-            if block.block_hash is not None:
-                self.num_unneeded_evicted += 1
-        for _ in range(n - len(taken)):
-            block = self._blocks[self._demand.last()]
-            self.remove(block)
-            taken.append(block)
-            self.num_needed_lost += 1
+        taken: list[KVCacheBlock] = []
+        while len(taken) < n:
+            batch = self._pop_others(n - len(taken))
+            if not batch:
+                taken += [self._give_up_needed() for _ in range(n - len(taken))]
+            elif not self._demand:
+                self.num_unneeded_evicted += sum(block.block_hash is not None for block in batch)
+                taken += batch
+            else:
+                taken += [block for block in batch if not self._filed_now(block)]
         return taken
+
+    def settle(self) -> None:
+        """File whatever is needed now, wherever it is. O(n log n); for who wants to see the order."""
+        if not self._demand:
+            return
+        listed = list(super().iter_blocks_after(None))
+        late, filed = list(self._late), list(self._demand.filed)
+        for block in (*listed, *(self._blocks[block_id] for block_id in (*late, *filed))):
+            if block.block_hash is not None:
+                self.refile(block)
 
     def remove(self, block: KVCacheBlock) -> None:
         """Take ``block`` out of whatever zone it is in. Raises RuntimeError if it is in none."""
@@ -109,20 +119,9 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
         self.append_n([block])
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
-        """Free ``blocks``: file those that are needed, put the others at the end of the list."""
+        """Free ``blocks``: to the end of vLLM's list."""
         self._number_appended(blocks)
-        if not self._demand:
-            super().append_n(blocks)
-            return
-        unneeded = []
-        for block in blocks:
-            place = self._place_of(block)
-            if place is None:
-                unneeded.append(block)
-            else:
-                self._file(block, place)
-                self.num_free_blocks += 1
-        super().append_n(unneeded)
+        super().append_n(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
         """Free blocks that hold nothing of use: to the front, in the order given."""
@@ -148,10 +147,11 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """All free blocks in the order in which they are given up. O(n log n)."""
+        self.settle()
         return list(self.iter_blocks_after(None))
 
     def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
-        """Free blocks that are given up after ``cursor`` (None: all), lazily, in order.
+        """Free blocks that are given up after ``cursor`` (None: all), lazily, in order as far as is known.
 
         O(1) a block while no block is late or filed; else it starts at the front.
         """
@@ -168,6 +168,41 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
 
     def _filed_in_order(self) -> Iterator[KVCacheBlock]:
         return (self._blocks[block_id] for block_id in self._demand.in_order())
+
+    def _pop_others(self, n: int) -> list[KVCacheBlock]:
+        """Up to ``n`` blocks that are not filed, in order."""
+        num_others = self.num_free_blocks - len(self._demand.filed)
+        if not self._late:
+            popped: list[KVCacheBlock] = super().popleft_n(min(n, num_others))
+            return popped
+        return [self._pop_unneeded() for _ in range(min(n, num_others))]
+
+    def _filed_now(self, block: KVCacheBlock) -> bool:
+        """File ``block``, just popped, if somebody waits for it; else it is given up."""
+        if block.block_hash is None:
+            return False
+        place = self._place_of(block)
+        if place is None:
+            self.num_unneeded_evicted += 1
+            return False
+        self._file(block, place)
+        self.num_free_blocks += 1
+        return True
+
+    def _give_up_needed(self) -> KVCacheBlock:
+        """Take the filed block that is needed last. One that has become more urgent is filed anew."""
+        while True:
+            block = self._blocks[self._demand.last()]
+            place, filed = self._place_of(block), self._demand.filed[block.block_id]
+            if place is not None and place[1:] != (filed.retained.node, filed.position):
+                self.refile(block)
+                continue
+            self.remove(block)
+            if place is None:
+                self.num_unneeded_evicted += 1
+            else:
+                self.num_needed_lost += 1
+            return block
 
     def _file(self, block: KVCacheBlock, place: Place) -> None:
         retained_blocks, node, position = place

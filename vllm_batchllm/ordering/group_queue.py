@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The waiting requests of one priority, in the order in which they are admitted.
 
-Three places to wait: requests requeued by the scheduler (preempted, or skipped for now),
-which come first; the prefix forest; and requests without block hashes, which share nothing.
+Four places to wait: requests that were looked at and skipped for now, and requests requeued by the
+scheduler (preempted), which come first; the prefix forest; and requests without block hashes, which share
+nothing.
 This file decides between the three; it knows requests only through :class:`WaitingRequest`.
 """
 
@@ -13,9 +14,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from vllm_batchllm.ordering.lazy_heap import LazyHeap
 from vllm_batchllm.ordering.policies import GroupOrder, LoneRequestLoad, RankingOrder
 from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.lazy_heap import LazyHeap
 from vllm_batchllm.prefix.node import Load, PrefixNode, load_of
 from vllm_batchllm.prefix.traversal import DepthFirstWalk
 
@@ -41,7 +42,7 @@ R = TypeVar("R", bound=WaitingRequest)
 class GroupQueue(Generic[R]):
     """Order of admission among requests of equal priority.
 
-    Requeued requests first; then the oldest request that waited longer than ``max_wait_s``,
+    Skipped and requeued requests first; then the oldest request that waited longer than ``max_wait_s``,
     whose group is opened; then the open group; then whatever ``order`` prefers among the trees
     of the forest and the first request without hashes. Every operation is O(log n) amortised
     or O(depth of the tree).
@@ -64,15 +65,16 @@ class GroupQueue(Generic[R]):
         self._forest: PrefixForest[R] = PrefixForest(block_size, order.key, order.dynamic)
         self._walk = DepthFirstWalk(self._forest)
         self._requeued: LazyHeap[R] = LazyHeap()
-        self._requeued_forest: PrefixForest[R] = PrefixForest(block_size)
+        self._skipped: OrderedDict[R, Any] = OrderedDict()
         self._unhashed: LazyHeap[R] = LazyHeap()
         self._waiting_since: OrderedDict[R, float] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._requeued) + len(self._forest) + len(self._unhashed)
+        return len(self._skipped) + len(self._requeued) + len(self._forest) + len(self._unhashed)
 
     def __contains__(self, request: R) -> bool:
-        return any(request in place for place in (self._requeued, self._forest, self._unhashed))
+        places = (self._skipped, self._requeued, self._forest, self._unhashed)
+        return any(request in place for place in places)
 
     @property
     def forest(self) -> PrefixForest[R]:
@@ -80,9 +82,9 @@ class GroupQueue(Generic[R]):
         return self._forest
 
     @property
-    def requeued(self) -> PrefixForest[R]:
-        """What the requeued requests will look up again; for reading only."""
-        return self._requeued_forest
+    def queues(self) -> list[GroupQueue[R]]:
+        """This queue; for who meets queues that consist of several."""
+        return [self]
 
     def open_node(self) -> PrefixNode[R] | None:
         """The innermost node being served; None between two groups."""
@@ -103,13 +105,24 @@ class GroupQueue(Generic[R]):
     def requeue(self, request: R, rank: Any) -> None:
         """Put ``request`` in front; among those in front the smallest rank is first."""
         self._requeued.add(request, rank)
-        if shares_prefixes(request):
-            self._requeued_forest.insert(request, request.block_hashes, rank)
+
+    def skip(self, request: R, rank: Any) -> None:
+        """Put ``request`` back in front, which was the head and could not start for now. O(1).
+
+        A request may be skipped in every step for a long time, and with it thousands.
+        """
+        self._skipped[request] = rank
+        self._skipped.move_to_end(request, last=False)
+
+    def was_skipped(self, request: R) -> bool:
+        """Whether ``request`` waits here since it was skipped."""
+        return request in self._skipped
 
     def peek(self) -> R:
         """The next request. Raises IndexError when nobody waits."""
-        if self._requeued:
-            return self._requeued.peek()[1]
+        returned = self._returned()
+        if returned is not None:
+            return returned[1]
         overdue = self._overdue()
         if overdue is not None:
             if overdue in self._forest:
@@ -133,10 +146,11 @@ class GroupQueue(Generic[R]):
 
     def remove(self, request: R, *, admitted: bool = False) -> None:
         """Take ``request`` out. Raises KeyError if it does not wait here."""
+        if request in self._skipped:
+            del self._skipped[request]
+            return
         if request in self._requeued:
             self._requeued.remove(request)
-            if request in self._requeued_forest:
-                self._requeued_forest.remove(request)
             return
         if request in self._unhashed:
             self._unhashed.remove(request)
@@ -150,7 +164,7 @@ class GroupQueue(Generic[R]):
         Waiting-time limits are left out, and a policy's comparison of a tree with a request
         without hashes is made on the trees as they are.
         """
-        yield from self._requeued
+        yield from self._in_front()
         open_tree, rest = self._walk.rest_of_tree()
         yield from rest
         lone = deque(
@@ -165,6 +179,47 @@ class GroupQueue(Generic[R]):
                 yield lone.popleft()[1]
             yield from self._forest.walk(tree)
         yield from (request for _, request in lone)
+
+    def head_key(self) -> tuple[int, Any]:
+        """Where the head stands beside those of other queues of this order; the smallest is next.
+
+        Raises:
+            IndexError: nobody waits.
+        """
+        returned = self._returned()
+        if returned is not None:
+            return 0, returned[0]
+        overdue = self._overdue()
+        if overdue is not None:
+            return 1, self._waiting_since[overdue]
+        head = self.peek()
+        if head in self._unhashed:
+            return 2, self._unhashed_key(head, self._unhashed.peek()[0])
+        node = self._forest.node_of(head)
+        while node.parent is not None and node.parent.parent is not None:
+            node = node.parent
+        return 2, self._order.key(node)
+
+    def is_in_group(self) -> bool:
+        """Whether the head belongs to a group of which somebody has been served already."""
+        return self._walk.group is not None and self._returned() is None
+
+    def _returned(self) -> tuple[Any, R] | None:
+        """The first of those who were skipped or requeued, and its rank."""
+        requeued = self._requeued.peek() if self._requeued else None
+        if not self._skipped:
+            return requeued
+        request, rank = next(iter(self._skipped.items()))
+        return requeued if requeued is not None and requeued[0] < rank else (rank, request)
+
+    def _in_front(self) -> Iterator[R]:
+        """Skipped and requeued requests, in order; read-only."""
+        requeued = deque(self._requeued.ranked())
+        for request, rank in self._skipped.items():
+            while requeued and requeued[0][0] < rank:
+                yield requeued.popleft()[1]
+            yield request
+        yield from (request for _, request in requeued)
 
     def _unhashed_is_next(self) -> bool:
         if self._walk.group is not None:
@@ -192,10 +247,6 @@ class GroupQueue(Generic[R]):
         self._forest.check_integrity()
         self._walk.check_integrity()
         self._requeued.check_integrity()
-        self._requeued_forest.check_integrity()
-        assert all(r in self._requeued for r in self._requeued_forest.walk()), (
-            "a requeued request is stale"
-        )
         self._unhashed.check_integrity()
         if self._max_wait_s is not None:
             timed = set(self._waiting_since)

@@ -72,8 +72,9 @@ class PlannedGroupQueue(GroupQueue[R]):
 
     def peek(self) -> R:
         """The next request; may make a plan. Raises IndexError when nobody waits."""
-        if self._requeued:
-            return self._requeued.peek()[1]
+        returned = self._returned()
+        if returned is not None:
+            return returned[1]
         if not self._rank_of:
             raise IndexError("peek from an empty queue")
         overdue = self._overdue()
@@ -91,7 +92,7 @@ class PlannedGroupQueue(GroupQueue[R]):
 
     def remove(self, request: R, *, admitted: bool = False) -> None:
         """Take ``request`` out. Raises KeyError if it does not wait here."""
-        was_returned = request in self._requeued
+        was_returned = request in self._requeued or request in self._skipped
         node = self._forest.node_of(request) if request in self._forest else None
         super().remove(request, admitted=admitted)
         if admitted and node is not None:
@@ -115,13 +116,17 @@ class PlannedGroupQueue(GroupQueue[R]):
         Waiting-time limits are left out. Arrivals that the plan does not hold come last; where
         the next peek would make a new plan, it is that plan's order.
         """
-        yield from self._requeued
+        yield from self._in_front()
         if self._open is None and self._is_plan_outdated():
             yield from chain.from_iterable(self._ordered_groups())
             return
         for group in self._plan:
             yield from (r for r in group.members if self._group_of.get(r) is group)
         yield from (r for r in self._rank_of if r not in self._group_of)
+
+    def is_in_group(self) -> bool:
+        """Whether the head belongs to a group of which somebody has been served already."""
+        return self._open is not None and self._returned() is None
 
     def _open_group_of(self, overdue: R) -> None:
         if overdue not in self._group_of:

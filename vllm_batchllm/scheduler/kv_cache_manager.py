@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,8 +37,7 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
     Args:
         make_admission: builds the admission for so many KV blocks that requests can hold; None
             for a manager that is vLLM's.
-        outranks: whether a request is more urgent than one that runs; None where no request is.
-            Such a one is not asked to wait: vLLM preempts the less urgent if memory ends.
+        goes_first: whether a request may not be asked to wait, whatever is foreseen.
         *args, **kwargs: as vLLM's.
     """
 
@@ -45,14 +45,14 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         self,
         *args: Any,
         make_admission: Callable[[int], AdmissionController] | None = None,
-        outranks: Callable[[Request], bool] | None = None,
+        goes_first: Callable[[Request], bool] = lambda request: False,
         **kwargs: Any,
     ) -> None:
         self.watermark_blocks: int
         super().__init__(*args, **kwargs)
         self._user_watermark: int = self.watermark_blocks
         self.admission = make_admission(self.num_usable_blocks) if make_admission else None
-        self._outranks = outranks
+        self._goes_first = goes_first
 
     @property
     def num_usable_blocks(self) -> int:
@@ -95,8 +95,11 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
             return allocate()
         step, candidate = admission.step, candidate_of(request, self.max_model_len)
         anything_running = bool(kwargs.get("has_scheduled_reqs", True))
-        is_urgent = self._outranks is not None and self._outranks(request)
-        if not is_urgent and not step.may_start(candidate, anything_running=anything_running):
+        if kwargs.get("num_external_computed_tokens"):
+            candidate = replace(candidate, holds_elsewhere=True)
+        if not self._goes_first(request) and not step.may_start(
+            candidate, anything_running=anything_running
+        ):
             return None
         # vLLM keeps these free for who starts beside others, as it would a watermark of the user's.
         self.watermark_blocks = self._user_watermark or step.num_kept_blocks(candidate)
@@ -134,11 +137,11 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
 
 def installed_kv_cache_manager(
     make_admission: Callable[[int], AdmissionController],
-    outranks: Callable[[Request], bool] | None,
+    goes_first: Callable[[Request], bool],
 ) -> AbstractContextManager[None]:
     """Let a scheduler that is built inside use :class:`AdmissionControlledKVCacheManager`."""
     manager = partial(
-        AdmissionControlledKVCacheManager, make_admission=make_admission, outranks=outranks
+        AdmissionControlledKVCacheManager, make_admission=make_admission, goes_first=goes_first
     )
     return substituted(scheduler_module, "KVCacheManager", manager)
 

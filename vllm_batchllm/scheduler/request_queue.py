@@ -2,13 +2,12 @@
 """vLLM's waiting queue, ordered by prefix groups.
 
 A thin face: it turns vLLM's :class:`RequestQueue` calls into those of one
-:class:`GroupQueue` per priority. Replacing the queue changes which waiting request is
+:class:`GroupQueue` per priority (and adapter, where adapters are limited). Replacing the queue changes which waiting request is
 admitted next and nothing else; the whole of ``Scheduler.schedule`` stays vLLM's.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -20,9 +19,14 @@ from vllm.v1.request import Request
 
 from vllm_batchllm.admission.token_budget import Outstanding
 from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
+from vllm_batchllm.ordering.adapter_queue import AdapterGroupQueue, AdapterSlots
 from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.ordering.planned_group_queue import queue_class_for
 from vllm_batchllm.ordering.policies import GroupOrder
+from vllm_batchllm.ordering.priorities import PriorityQueues, WaitingQueue
+from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.node import PrefixNode
+from vllm_batchllm.scheduler.waiting_demand import OneQueueDemand, RankedDemand, WaitingDemand
 
 
 class PrefixGroupQueue(RequestQueue):
@@ -36,11 +40,13 @@ class PrefixGroupQueue(RequestQueue):
         max_wait_s: a request that has waited longer than this is next, and its group with it;
             None for no limit.
         clock: seconds, monotonic.
-        pool: is told of the forests of waiting requests, so that it keeps their blocks; those
-            requeued are the most urgent of their priority.
+        pool: is told who waits, so that it keeps their blocks; those requeued are the most urgent
+            of their priority.
         expect: output expected of a request, tokens; None for its ``max_tokens``.
+        slots: which adapters a step can still take; None where that is no limit. While none can start, the
+            queue is empty by its truth value, and vLLM asks no further; ``len`` counts everybody.
 
-    ``len`` and truth value are O(1); peek and pop amortised O(log n); removal O(depth).
+    ``len`` is O(1); peek and pop amortised O(log n); removal O(depth).
     """
 
     def __init__(
@@ -52,32 +58,34 @@ class PrefixGroupQueue(RequestQueue):
         clock: Callable[[], float] = time.monotonic,
         pool: PrefixAwareBlockPool | None = None,
         expect: Callable[[Request], int] | None = None,
+        slots: AdapterSlots | None = None,
     ) -> None:
-        self._new_queue: Callable[[], GroupQueue[Request]] = partial(
-            queue_class_for(order), order, block_size, max_wait_s, clock
-        )
+        self.slots = slots
         self._by_priority = by_priority
-        self._pool = pool
-        self._expect = expect
-        self._queues: dict[int, GroupQueue[Request]] = {}
-        self._priorities: list[int] = []
-        self._listed: set[int] = set()
+        new_queue = self._maker(order, block_size, max_wait_s, clock, expect)
+        self._queues: PriorityQueues[Request] = PriorityQueues(new_queue, by_priority, slots)
         self._arrivals = count()
         self._requeue_serials = count(-1, -1)
         self._num_waiting = 0
         self._head: Request | None = None
         """What the latest peek has shown, until anybody comes or goes: vLLM pops what it has seen,
         even if by the clock somebody else would be next by then."""
+        self._in_hand: dict[Request, bool] = {}
+        """Popped in this step: started, or looked at and about to be put back. Whether it waited here
+        because it had been skipped before."""
         self.levels: dict[str, list[int]] = {}
         """Where the shared prefixes of the popped requests end, blocks; for who counts hits."""
         self.plan_s = 0.0
         """Seconds spent on arranging requests so far."""
+        self.demand = self._make_demand(pool, block_size)
 
     def add_request(self, request: Request) -> None:
         """File a newly arrived request with its group."""
         start_s = time.perf_counter()
         rank = self._rank(request, self._arrivals)
-        self._queue_for(request).add(request, rank)
+        priority = self._class_of(request)
+        self._queues.opened(priority).add(request, rank)
+        self.demand.arrived(request, priority, rank)
         self._num_waiting += 1
         self._head = None
         self.plan_s += time.perf_counter() - start_s
@@ -93,14 +101,29 @@ class PrefixGroupQueue(RequestQueue):
     def pop_request(self) -> Request:
         """Take out and return the request that :meth:`peek_request` shows."""
         request = self.peek_request()
-        self.levels[request.request_id] = self._queues[self._class_of(request)].levels(request)
-        self._take(request, admitted=True)
+        group_queue = self._queues[self._class_of(request)]
+        was_skipped = self._in_hand[request] = group_queue.was_skipped(request)
+        if was_skipped:  # likely to be skipped again: it waits as far as the pool is told
+            self._take(request, group_queue, admitted=True)
+            return request
+        start_s = time.perf_counter()
+        self.levels[request.request_id] = group_queue.levels(request)
+        self.demand.left(request)
+        self._take(request, group_queue, admitted=True)
+        self.plan_s += time.perf_counter() - start_s
         return request
 
     def prepend_request(self, request: Request) -> None:
         """Put a preempted or skipped request in front (by priority: in front of its equals)."""
-        rank = self._rank(request, self._requeue_serials)
-        self._queue_for(request).requeue(request, rank)
+        priority, rank = self._class_of(request), self._rank(request, self._requeue_serials)
+        group_queue = self._queues.opened(priority)
+        was_skipped = self._in_hand.pop(request, None)
+        if was_skipped is None:
+            group_queue.requeue(request, rank)
+        else:
+            group_queue.skip(request, rank)
+        if not was_skipped:
+            self.demand.returned(request, priority, rank)
         self._num_waiting += 1
         self._head = None
 
@@ -109,26 +132,55 @@ class PrefixGroupQueue(RequestQueue):
         for request in requests:
             self.prepend_request(request)
 
+    def begin_step(self, running: Iterable[Request]) -> None:
+        """A step begins in which ``running`` run: their adapters have their slots."""
+        if self.slots is not None:
+            self.slots.begin_step(map(adapter_of, running))
+            self._head = None
+
+    def end_step(self) -> int:
+        """The step is over: what was popped and not put back has left. Returns how many could not
+        start in it for want of an adapter's slot."""
+        for request in self._in_hand:
+            self.demand.left(request)
+        self._in_hand.clear()
+        if self.slots is None or not self.slots.are_taken:
+            return 0
+        can_start = bool(self)
+        self.slots.end_step()
+        self._head = None
+        return 0 if can_start else self._num_waiting
+
     def remove_request(self, request: Request) -> None:
         """Take an aborted request out. Raises ValueError if it does not wait here."""
         if request not in self:
             raise ValueError(f"request {request.request_id} is not in the waiting queue")
-        self._take(request, admitted=False)
+        self._remove(request)
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         """Take out those of ``requests`` that wait here."""
         for request in requests:
             if request in self:
-                self._take(request, admitted=False)
+                self._remove(request)
 
     def outstanding(self) -> Outstanding:
-        """What waits in the forests: whoever has hashes. O(number of priorities)."""
-        roots = [group_queue.forest.root for group_queue in self._queues.values()]
+        """What waits in the forests: whoever has hashes. O(number of queues)."""
+        roots = [group_queue.forest.root for group_queue in self.group_queues]
         return Outstanding(
             sum(root.num_waiting for root in roots),
             sum(root.num_prompt_tokens for root in roots),
             sum(root.num_output_tokens for root in roots),
         )
+
+    @property
+    def forests(self) -> list[PrefixForest[Request]]:
+        """All forests of those who wait; for reading only."""
+        return [*self.demand.forests, *(queue.forest for queue in self.group_queues)]
+
+    @property
+    def group_queues(self) -> list[GroupQueue[Request]]:
+        """The queue of each priority, or of each priority and adapter; for reading only."""
+        return self._queues.group_queues()
 
     def __contains__(self, request: object) -> bool:
         group_queue = (
@@ -137,15 +189,16 @@ class PrefixGroupQueue(RequestQueue):
         return group_queue is not None and request in group_queue
 
     def __bool__(self) -> bool:
-        return self._num_waiting > 0
+        if self.slots is None or not self.slots.are_taken:
+            return self._num_waiting > 0
+        return self._queues.most_urgent() is not None
 
     def __len__(self) -> int:
         return self._num_waiting
 
     def __iter__(self) -> Iterator[Request]:
         """Requests in the order of admission as it stands now; O(n log n)."""
-        for priority in sorted(self._queues):
-            yield from self._queues[priority]
+        yield from self._queues
 
     def __getitem__(self, index: int) -> Request:
         """The request at ``index`` of the iteration; for tests and debugging, O(n log n)."""
@@ -155,26 +208,64 @@ class PrefixGroupQueue(RequestQueue):
                 return request
         raise IndexError(f"queue index {index} out of range for {self._num_waiting} requests")
 
-    def _take(self, request: Request, admitted: bool) -> None:
+    def _maker(
+        self,
+        order: GroupOrder,
+        block_size: int,
+        max_wait_s: float | None,
+        clock: Callable[[], float],
+        expect: Callable[[Request], int] | None,
+    ) -> Callable[[], WaitingQueue[Request]]:
+        """What makes the queue of one priority."""
+
+        def of_one_adapter() -> GroupQueue[Request]:
+            group_queue = queue_class_for(order)(order, block_size, max_wait_s, clock)
+            if expect is not None:
+                group_queue.expect = expect
+            return group_queue
+
+        slots = self.slots
+        if slots is None:
+            return of_one_adapter
+        by_clock = max_wait_s is not None
+        return partial(AdapterGroupQueue, slots, adapter_of, of_one_adapter, by_clock)
+
+    def _make_demand(self, pool: PrefixAwareBlockPool | None, block_size: int) -> WaitingDemand:
+        if self._by_priority or self.slots is not None:
+            return RankedDemand(pool, block_size, self._open_node)
+        group_queue = self._queues.opened(0)
+        assert isinstance(group_queue, GroupQueue)
+        return OneQueueDemand(pool, group_queue, block_size)
+
+    def _open_node(self) -> PrefixNode[Request] | None:
+        if not self._num_waiting:
+            return None
+        group_queue = self._queues.most_urgent()
+        return group_queue.open_node() if group_queue is not None else None
+
+    def _most_urgent(self) -> WaitingQueue[Request]:
+        """The queue of the head. Raises IndexError if nobody can start."""
+        if not self._num_waiting:
+            raise IndexError("peek from an empty queue")
+        if not self._by_priority:
+            return self._queues[0]
+        group_queue = self._queues.most_urgent()
+        if group_queue is None:
+            raise IndexError("nobody waits whose adapter may start")
+        return group_queue
+
+    def _remove(self, request: Request) -> None:
         start_s = time.perf_counter()
-        priority = self._class_of(request)
-        group_queue = self._queues[priority]
-        group_queue.remove(request, admitted=admitted)
-        if not group_queue and self._by_priority:
-            self._drop_queue(priority)
-        self._num_waiting -= 1
-        self._head = None
+        self._take(request, self._queues[self._class_of(request)], admitted=False)
+        self.demand.left(request)
         self.plan_s += time.perf_counter() - start_s
 
-    def _drop_queue(self, priority: int) -> None:
-        """Forget an empty queue; and, once most are of this kind, priorities without one."""
-        group_queue = self._queues.pop(priority)
-        if self._pool is not None:
-            self._pool.unwatch(group_queue.requeued)
-            self._pool.unwatch(group_queue.forest)
-        if len(self._priorities) > 2 * len(self._queues) + 64:
-            self._listed = set(self._queues)
-            self._priorities = sorted(self._queues)  # a sorted list is a heap
+    def _take(self, request: Request, group_queue: WaitingQueue[Request], admitted: bool) -> None:
+        group_queue.remove(request, admitted=admitted)
+        if self._by_priority:
+            self._queues.left(request.priority)
+        self._num_waiting -= 1
+        self._head = None
 
     def _class_of(self, request: Request) -> int:
         return request.priority if self._by_priority else 0
@@ -184,40 +275,13 @@ class PrefixGroupQueue(RequestQueue):
             return (request.arrival_time, request.request_id)
         return next(serial)
 
-    def _queue_for(self, request: Request) -> GroupQueue[Request]:
-        priority = self._class_of(request)
-        group_queue = self._queues.get(priority)
-        if group_queue is None:
-            group_queue = self._queues[priority] = self._new_queue()
-            if self._expect is not None:
-                group_queue.expect = self._expect
-            if self._pool is not None:
-                self._pool.watch(group_queue.requeued, urgency=(priority, 0))
-                self._pool.watch(
-                    group_queue.forest, urgency=(priority, 1), open_node=group_queue.open_node
-                )
-            if priority not in self._listed:
-                self._listed.add(priority)
-                heapq.heappush(self._priorities, priority)
-        return group_queue
-
-    def _most_urgent(self) -> GroupQueue[Request]:
-        """The queue of the most urgent priority that has anybody waiting."""
-        if not self._num_waiting:
-            raise IndexError("peek from an empty queue")
-        if not self._by_priority:
-            return self._queues[0]
-        while True:
-            group_queue = self._queues.get(self._priorities[0])
-            if group_queue:
-                return group_queue
-            self._listed.discard(heapq.heappop(self._priorities))
-
     def check_integrity(self) -> None:
         """Raise AssertionError where a structural promise is broken. O(n)."""
-        for priority, group_queue in self._queues.items():
-            group_queue.check_integrity()
-            assert priority in self._listed, "a priority is not in the heap"
-        assert self._listed == set(self._priorities), "the heap and its index disagree"
-        assert sum(map(len, self._queues.values())) == self._num_waiting, "a request went missing"
+        self._queues.check_integrity()
+        assert sum(map(len, self.group_queues)) == self._num_waiting, "a request went missing"
         assert self._head is None or self._head in self, "the head does not wait here"
+
+
+def adapter_of(request: Request) -> int:
+    """The adapter of ``request``, 0 for the base model."""
+    return int(request.lora_request.lora_int_id) if request.lora_request is not None else 0

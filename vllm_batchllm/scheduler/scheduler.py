@@ -31,6 +31,7 @@ from vllm_batchllm.compat.features import end_with_error
 from vllm_batchllm.compat.patching import install_counters_utility
 from vllm_batchllm.kv_cache.block_pool import installed_block_pool
 from vllm_batchllm.log import get_logger
+from vllm_batchllm.ordering.adapter_queue import AdapterSlots
 from vllm_batchllm.ordering.policies import make_order
 from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_kv_cache_manager
 from vllm_batchllm.scheduler.kv_capacity import max_tokens_held
@@ -83,9 +84,7 @@ class PrefixGroupMixin(Scheduler):
                 stack.enter_context(installed_block_pool())
             if options is not None:
                 make = partial(self._make_admission, options)
-                by_priority = vllm_config.scheduler_config.policy == SchedulingPolicy.PRIORITY.value
-                outranks = self._outranks if by_priority else None
-                stack.enter_context(installed_kv_cache_manager(make, outranks))
+                stack.enter_context(installed_kv_cache_manager(make, self._goes_first))
             super().__init__(vllm_config, kv_cache_config, *args, **kwargs)
         self.admission: AdmissionController | None = (
             self.kv_cache_manager.admission if options is not None else None
@@ -113,7 +112,12 @@ class PrefixGroupMixin(Scheduler):
         """vLLM's step, with the admission told that it begins, and its outcome counted."""
         if self.admission is not None:
             self._begin_step(self.admission)
+        queue = self.waiting if isinstance(self.waiting, PrefixGroupQueue) else None
+        if queue is not None:
+            queue.begin_step(self.running)
         output = super().schedule(throttle_prefills)
+        if queue is not None:
+            self._end_step(queue)
         self._count(output)
         return output
 
@@ -153,9 +157,18 @@ class PrefixGroupMixin(Scheduler):
             lag=lag,
         )
 
-    def _outranks(self, request: Request) -> bool:
-        """Whether ``request`` is more urgent than one that runs. O(running), once an admission."""
-        return any(other.priority > request.priority for other in self.running)
+    def _goes_first(self, request: Request) -> bool:
+        """Whether ``request`` may not be asked to wait.
+
+        By priority, if it is more urgent than one that runs: vLLM preempts that if memory ends. O(running).
+        And in front of those who hold blocks, who could not go on and give them back (it had blocks
+        itself, until its transfer failed).
+        """
+        if self.kv_holding_waiting and self.kv_holding_waiting.peek_request() is request:
+            return True
+        return self.policy == SchedulingPolicy.PRIORITY and any(
+            other.priority > request.priority for other in self.running
+        )
 
     def _begin_step(self, admission: AdmissionController) -> None:
         step = admission.begin_step(
@@ -167,6 +180,14 @@ class PrefixGroupMixin(Scheduler):
         if step.num_tokens is not None:
             self.max_num_scheduled_tokens = step.num_tokens
 
+    def _end_step(self, queue: PrefixGroupQueue) -> None:
+        """What was popped has left. Whoever waits for a slot or for the pace does not show that capacity
+        is spent: with data parallelism vLLM would stop balancing the prefills of its engines."""
+        num_without_slot = queue.end_step()
+        is_paced = self.admission is not None and self.admission.step.refusal == "pace"
+        if is_paced or num_without_slot:
+            self.prefill_capacity_bound = False
+
     def _step_tokens(self, admission: AdmissionController) -> int | None:
         """Tokens of the step that begins, where prefills are spread; else None."""
         if not self.token_budget.spreads:
@@ -174,6 +195,7 @@ class PrefixGroupMixin(Scheduler):
         return self.token_budget.tokens(
             self.waiting.outstanding(),
             num_running=len(self.running),
+            is_prefilling=any(request.is_prefill_chunk for request in self.running),
             output_is_guessed=admission.guesses_lengths,
             mean_output=admission.mean_output,
         )
@@ -205,6 +227,7 @@ class PrefixGroupMixin(Scheduler):
             clock=clock,
             pool=self.kv_cache_manager.block_pool,
             expect=self._expected_output if order.dynamic else None,
+            slots=AdapterSlots(self.lora_config.max_loras) if self.lora_config else None,
         )
 
     def _expected_output(self, request: Request) -> int:
