@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_batchllm.simulate.graphs import MODES
+
 Results = dict[tuple[str, str, str], dict[str, Any]]
 """Results by set-up, workload and column."""
 
-SORTED, OURS, PAPER = "sorted", "batchllm", "paper"
+SORTED, TUNED, OURS, PAPER = "sorted", "tuned", "batchllm", "paper"
 NUM_LONG = 5
 """`long-16000` has so many times fewer requests."""
 
@@ -43,6 +45,19 @@ def speed_over_sorted(results: Results, key: tuple[str, str, str]) -> float:
     platform, workload, _ = key
     base = results[platform, workload, SORTED]["metrics"]["makespan_s"]
     return float(base / results[key]["metrics"]["makespan_s"])
+
+
+def over_tuned(results: Results, platform: str, workload: str) -> float:
+    """Makespan of tuned stock, the strongest of vLLM's own, / ours."""
+    times = [results[platform, workload, arm]["metrics"]["makespan_s"] for arm in (TUNED, OURS)]
+    return float(times[0] / times[1])
+
+
+def graph_shares(result: dict[str, Any]) -> str:
+    """Steps in percent that can replay a full graph, one in pieces, and none."""
+    modes = result["graph_modes"]
+    total = max(sum(modes.values()), 1)
+    return " / ".join(f"{100 * modes.get(mode, 0) / total:.0f}" for mode in MODES)
 
 
 def bound_over_sorted(results: Results, platform: str, workload: str) -> float:

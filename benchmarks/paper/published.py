@@ -52,6 +52,7 @@ def _row(
         shares_attention=is_batchllm,
         output_scale=output_scale,
         constants=UNIT,
+        is_past=True,
     )
 
 

@@ -23,7 +23,8 @@ from vllm_batchllm.workloads.catalog import make_workload
 @dataclass(frozen=True, slots=True)
 class Row:
     """One run. output_scale: multiplies the outputs of the workload. stock_seqs: our scheduler
-    gets no more `max_num_seqs` than stock. spreads: our scheduler may spread prefills."""
+    gets no more `max_num_seqs` than stock. is_past: an engine as vLLM 0.6.4 was: one step after the
+    other, and decodes alone captured as graphs."""
 
     label: str
     workload: str
@@ -39,6 +40,7 @@ class Row:
     output_scale: float = 1.0
     options: tuple[tuple[str, Any], ...] = ()
     stock_seqs: bool = False
+    is_past: bool = False
     constants: Constants = PUBLISHED
 
 
@@ -48,7 +50,8 @@ def run_row(row: Row) -> dict[str, Any]:
     `work` is what the cost model makes seconds of: those of matrices and attention at an
     efficiency of 1, steps, and requests scheduled.
     """
-    from vllm_batchllm.simulate.arms import find_arm
+    from vllm_batchllm.simulate.arms import TUNED, find_arm
+    from vllm_batchllm.simulate.graphs import LAUNCH_S, Graphs, capture_sizes
     from vllm_batchllm.simulate.setup import SetupOptions, make_setup
     from vllm_batchllm.simulate.suite import simulate
 
@@ -66,6 +69,12 @@ def run_row(row: Row) -> dict[str, Any]:
             constants=row.constants,
         ),
     )
+    if row.is_past:
+        # Device times are those at the row's efficiency; host times go with them.
+        share = PUBLISHED.efficiency / row.constants.efficiency
+        graphs = Graphs(capture_sizes(256, 256), LAUNCH_S * share, has_pieces=False)
+        costs = replace(setup.costs, graphs=graphs)
+        setup = replace(setup, sizes=replace(setup.sizes, is_async=False), costs=costs)
     arm = replace(find_arm(row.arm, dict(row.options)), raises_seqs=not row.stock_seqs)
     result = simulate(batch, [arm], setup)
     run = result.runs[0]
@@ -80,7 +89,8 @@ def run_row(row: Row) -> dict[str, Any]:
         "kv_blocks": setup.sizes.num_blocks,
         "mean_kv_share": run.mean_kv_share(setup.sizes.num_blocks),
         "wall_s": run.wall_s,
-        "choice": run.counters.get("choice", ""),
+        "choice": f"watermark {run.counters['watermark']:g}" if row.arm == TUNED else "",
+        "graph_modes": run.graph_modes,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from published import FIGURES, WHAT_IF, Published
+from published import FIGURES, UNIT, WHAT_IF, Published
 from sim_rows import run_rows, table
 
 from vllm_batchllm.simulate.cost_model import PUBLISHED, Constants
@@ -42,17 +42,24 @@ def work_of(result: dict[str, Any]) -> tuple[float, float, float]:
     return sum(parts[name] for name in _AT_UNIT), parts["step_s"], parts["requests_s"]
 
 
+def launches_of(result: dict[str, Any]) -> float:
+    """Seconds of waiting for launches, at the efficiency in use."""
+    share = UNIT.efficiency / PUBLISHED.efficiency
+    return float(result["parts"]["launch_s"]) * share
+
+
 def fit(figures: Sequence[Published], results: Sequence[dict[str, Any]]) -> Constants:
     """Least squares of the relative error over the figures that are for fitting."""
-    rows = [
-        np.array(work_of(result)) * figure.requests_per_s / figure.row.num_requests
+    fitted = [
+        (figure.requests_per_s / figure.row.num_requests, result)
         for figure, result in zip(figures, results, strict=True)
         if figure.is_fitted and figure.requests_per_s
     ]
-    matrix = np.array(rows)
+    matrix = np.array([np.array(work_of(result)) * share for share, result in fitted])
+    rest = np.array([1 - launches_of(result) * share for share, result in fitted])
     scale = matrix.max(axis=0)
     matrix = matrix / scale
-    solution = solve_nonnegative(matrix.T @ matrix, matrix.sum(axis=0)) / scale
+    solution = solve_nonnegative(matrix.T @ matrix, matrix.T @ rest) / scale
     return Constants(1 / float(solution[0]), float(solution[1]), float(solution[2]))
 
 
@@ -62,6 +69,7 @@ def speed(figure: Published, result: dict[str, Any], constants: Constants) -> fl
     seconds = (
         at_unit / constants.efficiency + steps * constants.step_s + requests * constants.request_s
     )
+    seconds += launches_of(result)
     return figure.row.num_requests / seconds
 
 

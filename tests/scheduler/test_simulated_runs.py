@@ -102,9 +102,9 @@ def test_our_scheduler_plans_by_the_simulated_clock(monkeypatch: pytest.MonkeyPa
     elsewhere: list[Environment] = []
     build, schedule = run.build_scheduler, run.BatchLLMScheduler.schedule
 
-    def remember(cls: Any, spec: RingSpec, environment: Environment) -> Any:
+    def remember(cls: Any, spec: RingSpec, environment: Environment, **options: Any) -> Any:
         elsewhere.append(environment)
-        return build(cls, spec, environment)
+        return build(cls, spec, environment, **options)
 
     def look(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(elsewhere[0].clock())

@@ -122,10 +122,15 @@ def test_every_arm_is_found_by_its_name(name: str) -> None:
     batch = batch_of([[2], [1], [1]], [1, 2, 3])
     arm = find_arm(name, {"pace": 1.0})
     assert arm.name == name and sorted(arm.input_order(batch)) == [0, 1, 2]
-    assert arm.is_ours == (name not in ("stock", "sorted", *SGLANG))
+    assert arm.is_ours == (name not in ("stock", "sorted", "tuned", *SGLANG))
     assert bool(arm.options) == arm.is_ours
 
 
 def test_only_sorted_and_arranged_inputs_are_not_as_they_come() -> None:
     batch = batch_of([[2], [1]], [1, 2])
-    assert [find_arm(name).input_order(batch) for name in DEFAULT_ARMS] == [[0, 1], [1, 0], [0, 1]]
+    assert [find_arm(name).input_order(batch) for name in DEFAULT_ARMS] == [
+        [0, 1],
+        [1, 0],
+        [1, 0],
+        [0, 1],
+    ]

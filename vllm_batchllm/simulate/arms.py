@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_batchllm.errors import unknown_name
@@ -12,8 +12,10 @@ from vllm_batchllm.ordering.policies import ORDERS
 from vllm_batchllm.simulate.orders import ARRANGED
 from vllm_batchllm.workloads.batch import Batch
 
-STOCK, SORTED, OURS = "stock", "sorted", "batchllm"
-DEFAULT_ARMS = (STOCK, SORTED, OURS)
+STOCK, SORTED, TUNED, OURS = "stock", "sorted", "tuned", "batchllm"
+DEFAULT_ARMS = (STOCK, SORTED, TUNED, OURS)
+WATERMARKS = (0.02, 0.05)
+"""Of vLLM's option; `tuned` takes whichever is better for a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Arm:
     queue in the order of SGLang's policies of these names, which are re-implemented here).
     is_sorted: requests come sorted by their token ids. arranged: they come in an order of
     `orders.py` instead. options: of our scheduler. raises_seqs: with the `max_num_seqs` that our
-    plugin chooses, where the user has not.
+    plugin chooses, where the user has not. is_tuned: with the sizes that vLLM chooses for
+    `performance_mode=throughput`. watermark: share of the KV blocks that vLLM keeps free as a request starts.
     """
 
     name: str
@@ -33,11 +36,17 @@ class Arm:
     arranged: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     raises_seqs: bool = True
+    is_tuned: bool = False
+    watermark: float = 0.0
 
     @property
     def is_ours(self) -> bool:
         """Whether our scheduler serves it."""
         return self.scheduler == OURS
+
+    def variants(self) -> list[Arm]:
+        """What is run for this arm; the best one counts."""
+        return [replace(self, watermark=w) for w in WATERMARKS] if self.is_tuned else [self]
 
     def input_order(self, batch: Batch) -> list[int]:
         """Places of the prompts of `batch` in the order in which requests come."""
@@ -68,6 +77,8 @@ def find_arm(name: str, options: Mapping[str, Any] | None = None) -> Arm:
         return Arm(name, STOCK)
     if name == SORTED:
         return Arm(name, STOCK, is_sorted=True)
+    if name == TUNED:
+        return Arm(name, STOCK, is_sorted=True, is_tuned=True)
     if name == OURS:
         return Arm(name, OURS, options=ours)
     if name in ORDERS:

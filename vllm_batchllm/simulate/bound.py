@@ -95,4 +95,5 @@ def lower_bound(batch: Batch, sizes: EngineSizes, costs: CostModel) -> StepTime:
     sampling = min_sampling_steps(batch, hits, sizes)
     total.head_s = max(total.head_s, sampling * each.head_s)
     total.step_s = steps * each.step_s
+    total.launch_s = 0.0
     return total

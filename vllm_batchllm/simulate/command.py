@@ -20,6 +20,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.trace import TRACE_BLOCK_SIZE
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.environment import describe_environment
 from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
@@ -86,6 +87,9 @@ def simulate(
     scale: Annotated[float, typer.Option(help="Divides all lengths of workloads, traces.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the workload.", min=0)] = 0,
     tokenizer: Tokenizer = None,
+    trace_block_size: Annotated[
+        int, typer.Option(help="Prompt tokens for each id of a trace (Qwen's: 16).", min=1)
+    ] = TRACE_BLOCK_SIZE,
     output_tokens: OutputTokens = None,
     kv_blocks: KvBlocks = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens per KV block.")] = None,
@@ -110,7 +114,7 @@ def simulate(
 
         options = dict(parse_options(None, option or []))
         arms = [find_arm(name, options) for name in dict.fromkeys(policy or DEFAULT_ARMS)]
-        inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens)
+        inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens, trace_block_size)
         engine = SetupOptions(
             device=device,
             model=model,

@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import Device
+from vllm_batchllm.simulate.graphs import Graphs, Mode
 from vllm_batchllm.simulate.models import ModelShape
 from vllm_batchllm.simulate.step_costs import StepCosts
 
@@ -52,6 +53,7 @@ class StepTime:
     prefill_attention_s: float = 0.0
     decode_attention_s: float = 0.0
     communication_s: float = 0.0
+    launch_s: float = 0.0
     step_s: float = 0.0
     requests_s: float = 0.0
 
@@ -94,6 +96,9 @@ PUBLISHED = Constants(efficiency=0.451, step_s=0.0, request_s=2.34e-5)
 class CostModel(Protocol):
     """Seconds of a step."""
 
+    def mode_of(self, work: StepWork) -> Mode | None:
+        """Which graphs a step that does `work` can replay; None where graphs are not looked at."""
+
     def time_of(self, work: StepWork) -> StepTime:
         """The parts of a step that does `work`."""
 
@@ -104,7 +109,7 @@ class Roofline:
 
     shares_attention: decoding reads KV that several requests share once a step, as a kernel for
     groups would (BatchLLM, section on prefix-shared attention); vLLM's kernels read it once for
-    each request.
+    each request. graphs: which steps are captured; None launches everything in no time.
     """
 
     device: Device
@@ -112,6 +117,7 @@ class Roofline:
     constants: Constants = PUBLISHED
     tensor_parallel: int = 1
     shares_attention: bool = False
+    graphs: Graphs | None = None
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -122,15 +128,32 @@ class Roofline:
                 f"among {self.tensor_parallel} devices"
             )
 
-    def time_of(self, work: StepWork) -> StepTime:
-        """The parts of a step that does `work`."""
+    def mode_of(self, work: StepWork) -> Mode | None:
+        """Which graphs a step that does `work` can replay; None where graphs are not looked at."""
+        return None if self.graphs is None else self.graphs.mode_of(work)
+
+    def time_of(self, work: StepWork, mode: Mode | None = None) -> StepTime:
+        """The parts of a step that does `work`.
+
+        mode: in which it is run; None for its own. With data parallelism it is that of another rank.
+        """
+        if self.graphs is None:
+            return self._device_time(work, work.num_tokens)
+        mode = mode or self.graphs.mode_of(work)
+        time = self._device_time(work, self.graphs.padded(work.num_tokens, mode))
+        busy_s = time.total_s - time.step_s - time.requests_s
+        time.launch_s = max(self.graphs.host_s(mode, self.model.num_layers) - busy_s, 0.0)
+        return time
+
+    def _device_time(self, work: StepWork, num_tokens: int) -> StepTime:
+        """Without what the host does; num_tokens: through the layers, padding included."""
         model = self.model
         kv_bytes = model.kv_bytes_per_device(self.tensor_parallel) * self.tensor_parallel
         decode_kv = work.decode_kv_tokens
         if self.shares_attention:
             decode_kv = work.decode_kv_distinct
         return StepTime(
-            linear_s=self._longer(2.0 * model.layer_weights * work.num_tokens, model.layer_bytes),
+            linear_s=self._longer(2.0 * model.layer_weights * num_tokens, model.layer_bytes),
             head_s=self._longer(
                 2.0 * model.head_weights * work.num_sampled,
                 model.head_bytes if work.num_sampled else 0.0,
@@ -140,7 +163,7 @@ class Roofline:
                 kv_bytes * work.prefill_kv_tokens,
             ),
             decode_attention_s=self._longer(0.0, kv_bytes * decode_kv),
-            communication_s=self._communication_s(work.num_tokens),
+            communication_s=self._communication_s(num_tokens),
             step_s=self.constants.step_s,
             requests_s=self.constants.request_s * work.num_requests,
         )
@@ -182,6 +205,10 @@ class Measured:
     """Linear costs, as found on a real engine."""
 
     costs: MeasuredCosts
+
+    def mode_of(self, work: StepWork) -> Mode | None:
+        """None: on a CPU nothing is captured."""
+        return None
 
     def time_of(self, work: StepWork) -> StepTime:
         """The parts of a step that does `work`."""

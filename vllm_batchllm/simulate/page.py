@@ -14,7 +14,7 @@ from vllm_batchllm.page.parts import stacked_parts
 from vllm_batchllm.page.writing import into_folder
 from vllm_batchllm.simulate.arms import SORTED
 from vllm_batchllm.simulate.setup import Setup
-from vllm_batchllm.simulate.show import duration, header, rows
+from vllm_batchllm.simulate.show import duration, header, rows, tuned_as
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
 from vllm_batchllm.workloads.batch import Batch
 
@@ -24,6 +24,7 @@ PARTS = {
     "prefill_attention_s": "attention of prompts",
     "decode_attention_s": "attention of outputs",
     "communication_s": "between devices",
+    "launch_s": "waiting for launches",
     "step_s": "fixed, per step",
     "requests_s": "per scheduled request",
 }
@@ -146,7 +147,7 @@ def _details(report: SimulationReport, result: Simulation, groups: Sequence[Grou
     sizes = (
         f"{_engine(result)}: {engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens, "
         f"{engine['max_num_batched_tokens']:,} tokens a step, {engine['max_num_seqs']:,} requests "
-        f"at once ({engine['batchllm_max_num_seqs']:,} for batchllm)."
+        f"at once ({engine['batchllm_max_num_seqs']:,} for batchllm){tuned_as(result)}."
     )
     alone = len(report.results) == 1
     texts = [about, sizes, *([NOTE] if alone else [])]

@@ -12,6 +12,7 @@ import torch
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
@@ -46,10 +47,18 @@ class RingSpec:
 
 
 def build_scheduler(
-    scheduler_cls: Any, spec: RingSpec, environment: Environment | None = None
+    scheduler_cls: Any,
+    spec: RingSpec,
+    environment: Environment | None = None,
+    watermark: float = 0.0,
 ) -> Any:
-    """Build `scheduler_cls` as the engine core would; `environment` is for ours only."""
-    return build_on(scheduler_cls, make_config(spec), environment=environment)
+    """Build `scheduler_cls` as the engine core would; `environment` is for ours only.
+
+    watermark: vLLM's option, share of the KV blocks that stay free as a request starts.
+    """
+    config = make_config(spec, async_scheduling=issubclass(scheduler_cls, AsyncScheduler))
+    config.scheduler_config.watermark = watermark
+    return build_on(scheduler_cls, config, environment=environment)
 
 
 def build_on(
@@ -154,6 +163,8 @@ def _hash(value: Any) -> bytes:
 def sample(scheduler: Any, output: SchedulerOutput, ends: dict[str, int]) -> ModelRunnerOutput:
     """One token for every request whose prefill ends with this step; the last one stops it.
 
+    With steps in flight: asked right behind `schedule()`, which counts their tokens as placeholders.
+
     ends: output tokens of each request.
     """
     names = list(output.num_scheduled_tokens)
@@ -162,7 +173,7 @@ def sample(scheduler: Any, output: SchedulerOutput, ends: dict[str, int]) -> Mod
         request = scheduler.requests[name]
         if request.is_prefill_chunk:
             sampled.append([])
-        elif request.num_output_tokens + 1 >= ends[name]:
+        elif request.num_output_tokens + max(request.num_output_placeholders, 1) >= ends[name]:
             sampled.append([STOP_TOKEN])
         else:
             sampled.append([OTHER_TOKEN])

@@ -17,9 +17,10 @@ from vllm_batchllm.simulate.cost_model import (
     Roofline,
 )
 from vllm_batchllm.simulate.devices import CPU, find_device
+from vllm_batchllm.simulate.graphs import Graphs, capture_sizes
 from vllm_batchllm.simulate.memory import num_kv_blocks
 from vllm_batchllm.simulate.models import find_model
-from vllm_batchllm.simulate.run import EngineSizes
+from vllm_batchllm.simulate.run import ArmSizes, EngineSizes
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 
 MAX_GRAPH_TOKENS = 512
@@ -91,24 +92,42 @@ def _check(options: SetupOptions) -> None:
 def _gpu(options: SetupOptions) -> Setup:
     device = find_device(options.device)
     model = find_model(options.model, options.weight_bits)
-    costs = Roofline(
-        device, model, options.constants, options.tensor_parallel, options.shares_attention
-    )
     tokens = options.max_num_batched_tokens or device.max_num_batched_tokens
     seqs = min(options.max_num_seqs or device.max_num_seqs, tokens)
     ours = seqs if options.max_num_seqs else _raised(device.max_num_seqs, tokens)
-    block_size = options.block_size or _GPU_BLOCK_SIZE
-    num_blocks = options.kv_blocks or num_kv_blocks(
+    costs = Roofline(
         device,
         model,
-        block_size=block_size,
-        max_num_batched_tokens=tokens,
-        max_num_seqs=max(seqs, ours),
-        tensor_parallel=options.tensor_parallel,
-        memory_utilization=options.memory_utilization,
+        options.constants,
+        options.tensor_parallel,
+        options.shares_attention,
+        Graphs(capture_sizes(seqs, MAX_GRAPH_TOKENS)),
     )
+    block_size = options.block_size or _GPU_BLOCK_SIZE
+
+    def blocks(tokens: int, seqs: int) -> int:
+        return options.kv_blocks or num_kv_blocks(
+            device,
+            model,
+            block_size=block_size,
+            max_num_batched_tokens=tokens,
+            max_num_seqs=seqs,
+            tensor_parallel=options.tensor_parallel,
+            memory_utilization=options.memory_utilization,
+        )
+
+    more_tokens = tokens if options.max_num_batched_tokens else 2 * tokens
+    more_seqs = seqs if options.max_num_seqs else 2 * seqs
     sizes = EngineSizes(
-        num_blocks, block_size, seqs, ours, tokens, options.max_waiting, options.prefix_caching
+        blocks(tokens, max(seqs, ours)),
+        block_size,
+        seqs,
+        ours,
+        tokens,
+        options.max_waiting,
+        options.prefix_caching,
+        is_async=True,
+        tuned=ArmSizes(blocks(more_tokens, more_seqs), more_seqs, more_tokens),
     )
     return Setup(sizes, costs, device.name, model.name, options.tensor_parallel)
 
@@ -139,6 +158,10 @@ def _cpu(batch: Batch, options: SetupOptions) -> Setup:
         prefix_caching=options.prefix_caching,
         platform="cpu",
     )
+    if options.max_num_seqs is None or options.max_num_batched_tokens is None:
+        more_seqs = seqs if options.max_num_seqs else 2 * seqs
+        more_tokens = sizes.max_num_batched_tokens * (1 if options.max_num_batched_tokens else 2)
+        sizes = replace(sizes, tuned=ArmSizes(sizes.num_blocks, more_seqs, more_tokens))
     return Setup(sizes, Measured(calibration.costs), CPU, calibration.model, 1)
 
 

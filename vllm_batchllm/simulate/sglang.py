@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
@@ -121,3 +122,11 @@ class DfsWeightScheduler(_CacheAwareScheduler):
             if parent is not None:
                 weights[parent] += weights[node]
         return children, weights
+
+
+class AsyncLongestPrefixScheduler(LongestPrefixScheduler, AsyncScheduler):
+    """The same with async scheduling."""
+
+
+class AsyncDfsWeightScheduler(DfsWeightScheduler, AsyncScheduler):
+    """The same with async scheduling."""

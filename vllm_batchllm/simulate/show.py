@@ -8,7 +8,7 @@ from datetime import timedelta
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vllm_batchllm.simulate.arms import SORTED
+from vllm_batchllm.simulate.arms import SORTED, TUNED
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
 
 HEADER = (
@@ -73,6 +73,20 @@ def _bound_row(report: SimulationReport, result: Simulation) -> list[list[str]]:
     return [row + [""] * (len(header(report)) - len(row))]
 
 
+def tuned_as(result: Simulation) -> str:
+    """With what the arm `tuned` ran, as a clause; empty where it did not."""
+    run, sizes = result.run_of(TUNED), result.engine.get("tuned")
+    if run is None:
+        return ""
+    kept = f"; {TUNED}: watermark {run.counters['watermark']:g}"
+    if sizes is None:
+        return f"{kept}, sizes as set"
+    return (
+        f"{kept}, {sizes['max_num_seqs']:,} requests at once, "
+        f"{sizes['max_num_batched_tokens']:,} tokens a step, {sizes['num_blocks']:,} KV blocks"
+    )
+
+
 def table(report: SimulationReport, result: Simulation) -> Table:
     """A table for the terminal."""
     workload, engine = result.workload, result.engine
@@ -82,7 +96,7 @@ def table(report: SimulationReport, result: Simulation) -> Table:
         title=f"{workload['name']}: {workload['num_requests']:,} requests, "
         f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens",
         caption=f"{engine['model']} on {engine['num_devices']} x {engine['device']}, "
-        f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens",
+        f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens{tuned_as(result)}",
     )
     cells = rows(report, result)
     for at, title in enumerate(header(report)):  # broken between words, and figures nowhere
