@@ -25,8 +25,11 @@ from rich.console import Console
 
 from vllm_batchllm.bench.engine import (
     BATCHLLM,
+    SORTED,
     STOCK,
+    TUNED,
     EngineSpec,
+    arm_kwargs,
     engine_kwargs,
     prepare_environment,
 )
@@ -160,7 +163,9 @@ def main() -> None:
     llm = LLM(**kwargs)
     answer(llm, tasks, args.length, args.out)
     report = llm.report().to_dict()
-    engines = {STOCK: StockLLM(**kwargs), BATCHLLM: llm}
+    engines = {STOCK: StockLLM(**kwargs), SORTED: StockLLM(**kwargs), BATCHLLM: llm}
+    for arm in TUNED:
+        engines[arm] = StockLLM(**arm_kwargs(spec, arm, on_cpu=on_cpu))
 
     def tell(progress: Progress) -> None:
         if progress.run is not None:

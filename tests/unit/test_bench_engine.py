@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ from vllm_batchllm.bench import engine
 from vllm_batchllm.bench.config_diff import config_differences
 from vllm_batchllm.bench.engine import (
     BATCHLLM_SCHEDULER,
+    TUNED,
     EngineSpec,
     arm_kwargs,
     engine_kwargs,
@@ -149,3 +150,28 @@ def test_an_engine_in_another_process_is_refused() -> None:
     remote = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=object()))
     with pytest.raises(UsageError, match="VLLM_ENABLE_V1_MULTIPROCESSING"):
         scheduler_of(remote)
+
+
+@pytest.mark.parametrize("arm", TUNED)
+def test_tuned_is_not_sorted(arm: str) -> None:
+    """Throughput mode doubles what nobody has set, and the watermark is another one in any case."""
+    spec = EngineSpec(model="m", kv_blocks=9, max_model_len=9)
+    plain, tuned = (arm_kwargs(spec, each, on_cpu=True) for each in ("sorted", arm))
+    assert tuned["max_num_seqs"] == 2 * plain["max_num_seqs"]
+    assert tuned["max_num_batched_tokens"] == 2 * plain["max_num_batched_tokens"]
+    assert tuned["watermark"] > 0 and "watermark" not in plain
+    rest = {"max_num_seqs", "max_num_batched_tokens", "watermark"}
+    assert {k: v for k, v in tuned.items() if k not in rest} == {
+        k: v for k, v in plain.items() if k not in rest
+    }
+    by_user = arm_kwargs(replace(spec, set_sizes=("max_num_seqs",)), arm, on_cpu=True)
+    assert by_user["max_num_seqs"] == plain["max_num_seqs"]
+    assert by_user["max_num_batched_tokens"] == tuned["max_num_batched_tokens"]
+    assert by_user["watermark"] == tuned["watermark"]
+
+
+def test_tuned_engines_may_differ_in_what_tunes_them_and_in_nothing_else() -> None:
+    larger = engine_with(FakeConfig(FakeSchedulerConfig(max_num_seqs=512)))
+    Engines({"sorted": engine_with(FakeConfig()), "tuned-0.02": larger}).check()
+    with pytest.raises(UsageError, match="max_num_seqs: 256 and 512"):
+        Engines({"sorted": engine_with(FakeConfig()), "batchllm": larger}).check()

@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -60,8 +60,16 @@ def bench(
         int | None, typer.Option(help="KV blocks (default: from the workload's pressure).", min=1)
     ] = None,
     block_size: Annotated[int, typer.Option(help="Tokens per KV block.", min=1)] = 32,
-    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens per step.", min=1)] = 2048,
-    max_num_seqs: Annotated[int, typer.Option(help="Requests running at once.", min=1)] = 256,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(help="Tokens per step (default: 2048).", min=1)
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Requests running at once (default: 256).", min=1)
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help=f"What is compared (default: {', '.join(ARMS)}); each has an engine."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 keeps outputs comparable.")] = "float32",
     order: Annotated[str | None, typer.Option(help="batchllm's order of groups.")] = None,
     option: Annotated[
@@ -76,13 +84,14 @@ def bench(
     ] = False,
     quick: Annotated[bool, typer.Option(help="Allow fewer than 3 rounds: a look.")] = False,
 ) -> None:
-    """Measure stock vLLM, stock with sorted requests, and batchllm on the same engine."""
+    """Measure stock vLLM, sorted, sorted and tuned, and batchllm, on engines that take turns."""
     num_rounds = rounds or (1 if quick else MIN_ROUNDS)
     quieten()
     try:
         names = resolve_workloads(workload or ["suite"])
         if num_rounds < MIN_ROUNDS and not quick:
             raise UsageError(f"--rounds must be at least {MIN_ROUNDS}, or add --quick")
+        arms = tuple(arm or ARMS)
         options = parse_options(order, option or [])
         drawn = WorkloadOptions(scale, num_requests, seed, kv_blocks)
         on_cpu = prepare_environment()
@@ -95,15 +104,15 @@ def bench(
             max_model_len=0,
             block_size=block_size,
             dtype=dtype,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
             seed=seed,
+            num_engines=len(arms),
+            **_sizes(max_num_batched_tokens, max_num_seqs),
             batchllm_options=options,
         )
         plans = [make_plan(name, drawn, spec, vocab_size) for name in names]
         _note_fixed_scale(plans, scale)
         on_report = page_writer(report, plans) if report else None
-        result = _run(plans, num_rounds, out, quick, on_report)
+        result = _run(plans, arms, num_rounds, out, quick, on_report)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
@@ -123,15 +132,23 @@ def _note_fixed_scale(plans: list[Plan], scale: float) -> None:
         print(f"note: {', '.join(fixed)} run at scale 1 by definition", file=sys.stderr)
 
 
+def _sizes(max_num_batched_tokens: int | None, max_num_seqs: int | None) -> dict[str, Any]:
+    """Of an `EngineSpec`: what the user has set, and that it was set."""
+    given = {"max_num_batched_tokens": max_num_batched_tokens, "max_num_seqs": max_num_seqs}
+    sizes = {name: value for name, value in given.items() if value is not None}
+    return {**sizes, "set_sizes": tuple(sizes)}
+
+
 def _run(
     plans: list[Plan],
+    arms: tuple[str, ...],
     rounds: int,
     out: Path,
     quick: bool,
     on_report: Callable[[Report], None] | None,
 ) -> Report:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    total = len(plans) * rounds * len(ARMS)
+    total = len(plans) * rounds * len(arms)
     with tqdm(total=total, unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
 
         def on_progress(event: Progress) -> None:
@@ -141,7 +158,7 @@ def _run(
             bar.update()
             run = event.run
             tqdm.write(
-                f"{event.workload}  round {run.round + 1}  {run.arm:<8}  {run.makespan_s:7.2f} s  "
+                f"{event.workload}  round {run.round + 1}  {run.arm:<10}  {run.makespan_s:7.2f} s  "
                 f"reuse {run.reuse_efficiency:.4f}  preemptions {run.preemptions}",
                 file=sys.stderr,
             )
@@ -153,6 +170,7 @@ def _run(
             plans,
             rounds,
             out,
+            arms=arms,
             quick=quick,
             command=command,
             on_progress=on_progress,

@@ -4,11 +4,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 #: The scheduler itself: what the arms are meant to differ in.
 SCHEDULER_FIELDS = ("scheduler_config.scheduler_cls", "additional_config.batchllm")
+#: What `performance_mode=throughput` and a watermark change, and what vLLM derives from that.
+TUNED_FIELDS = (
+    "scheduler_config.max_num_seqs",
+    "scheduler_config.max_num_batched_tokens",
+    "scheduler_config.max_num_scheduled_tokens",
+    "scheduler_config.max_num_encoder_input_tokens",
+    "scheduler_config.encoder_cache_size",
+    "scheduler_config.watermark",
+    "scheduler_config.max_num_partial_prefills",
+    "compilation_config.compile_ranges_endpoints",
+    "compilation_config.compile_ranges_split_points",
+    "compilation_config.cudagraph_capture_sizes",
+    "compilation_config.max_cudagraph_capture_size",
+)
 #: Identity and state of one engine, drawn or filled in anew for each.
 IDENTITY_FIELDS = (
     "instance_id",
@@ -32,8 +46,10 @@ IDENTITY_FIELDS = (
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
-def config_differences(first: Any, second: Any) -> list[str]:
+def config_differences(first: Any, second: Any, allowed: Sequence[str] = ()) -> list[str]:
     """Dotted paths and values in which two configurations differ, scheduler fields left out.
+
+    allowed: further paths in which they may.
 
     Fields whose values are neither plain, nor containers, nor dataclasses are compared by
     their type, since objects such as locks and layers are never equal.
@@ -44,6 +60,7 @@ def config_differences(first: Any, second: Any) -> list[str]:
         f"{path}: {one.get(path, missing)!r} and {two.get(path, missing)!r}"
         for path in sorted(one.keys() | two.keys())
         if one.get(path, missing) != two.get(path, missing)
+        and not any(path == name or path.startswith(f"{name}.") for name in allowed)
     ]
 
 

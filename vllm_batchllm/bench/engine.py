@@ -17,14 +17,18 @@ from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.errors import UsageError, unknown_name
 
 STOCK, SORTED, BATCHLLM = "stock", "sorted", "batchllm"
-ARMS = (STOCK, SORTED, BATCHLLM)
-#: `sorted` is stock vLLM with another order of requests, so it runs in stock's engine.
-ENGINE_OF_ARM = {STOCK: STOCK, SORTED: STOCK, BATCHLLM: BATCHLLM}
+WATERMARK_OF_ARM = {"tuned-0.02": 0.02, "tuned-0.05": 0.05}
+"""Sorted stock vLLM as somebody would run it who has read its options: `performance_mode=throughput`,
+and the watermark against preemptions."""
+TUNED = tuple(WATERMARK_OF_ARM)
+ARMS = (STOCK, SORTED, *TUNED, BATCHLLM)
+#: `sorted` is stock vLLM with another order of requests, so it can run in stock's engine.
+ENGINE_OF_ARM = {arm: arm for arm in ARMS} | {SORTED: STOCK}
 STOP_PROCESSOR = "vllm_batchllm.bench.forced_stop:ForcedStopProcessor"
 
 #: Only a ceiling for vLLM's own memory check; `kv_blocks` sets the real size. GiB.
 _CPU_KV_SPACE = "4"
-_GPU_MEMORY_SHARE = 0.4
+_GPU_MEMORY_SHARE = 0.8
 #: Threads that wait for each other by spinning make a run 10 times as long once anything else
 #: wants a core; spinning briefly costs a few percent on an idle machine. libgomp reads it once,
 #: when torch is imported.
@@ -45,6 +49,9 @@ class EngineSpec:
         max_num_seqs: running requests at most.
         seed: the engine's seed.
         lengths_known: False installs the processor that ends requests with a stop token.
+        set_sizes: which of the two sizes above the user has set; `performance_mode=throughput` leaves
+            those alone.
+        num_engines: that live in the process at once.
         skip_tokenizer_init: prompts are token ids; no tokenizer is loaded.
         batchllm_options: options of the batchllm scheduler as (key, value) pairs.
         extra: further vLLM engine arguments as (key, value) pairs, the same for all arms.
@@ -59,6 +66,8 @@ class EngineSpec:
     max_num_seqs: int = 256
     seed: int = 0
     lengths_known: bool = True
+    set_sizes: tuple[str, ...] = ()
+    num_engines: int = 2
     skip_tokenizer_init: bool = True
     batchllm_options: tuple[tuple[str, Any], ...] = ()
     extra: tuple[tuple[str, Any], ...] = ()
@@ -117,15 +126,16 @@ def engine_kwargs(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
     if on_cpu:
         kwargs |= {"distributed_executor_backend": "uni", "enforce_eager": True}
     else:
-        # Two engines live on the device at once; KV is sized in blocks, not by this share.
-        kwargs["gpu_memory_utilization"] = _GPU_MEMORY_SHARE
+        # All engines live on the device at once; KV is sized in blocks, not by this share.
+        kwargs["gpu_memory_utilization"] = round(_GPU_MEMORY_SHARE / spec.num_engines, 3)
     if not spec.lengths_known:
         kwargs["logits_processors"] = [STOP_PROCESSOR]
     return kwargs | dict(spec.extra)
 
 
 def arm_kwargs(spec: EngineSpec, arm: str, *, on_cpu: bool) -> dict[str, Any]:
-    """`engine_kwargs` plus the scheduler of the arm: the only difference there is.
+    """`engine_kwargs` plus the scheduler of the arm, or the options that tune stock's: the only
+    difference there is.
 
     Raises:
         UsageError: unknown arm.
@@ -133,6 +143,11 @@ def arm_kwargs(spec: EngineSpec, arm: str, *, on_cpu: bool) -> dict[str, Any]:
     if arm not in ENGINE_OF_ARM:
         raise unknown_name("arm", arm, ARMS)
     kwargs = engine_kwargs(spec, on_cpu=on_cpu)
+    if arm in WATERMARK_OF_ARM:
+        kwargs["watermark"] = WATERMARK_OF_ARM[arm]
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            if name not in spec.set_sizes:  # twice, as vLLM does where nobody has set them
+                kwargs[name] *= 2
     if ENGINE_OF_ARM[arm] == BATCHLLM:
         kwargs["scheduler_cls"] = BATCHLLM_SCHEDULER
         if spec.batchllm_options:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from vllm_batchllm.bench.config_diff import config_differences
-from vllm_batchllm.bench.engine import ARMS, ENGINE_OF_ARM, EngineSpec, build_engine
+from vllm_batchllm.bench.config_diff import TUNED_FIELDS, config_differences
+from vllm_batchllm.bench.engine import ARMS, ENGINE_OF_ARM, TUNED, EngineSpec, build_engine
 from vllm_batchllm.errors import UsageError, unknown_name
 
 
@@ -18,23 +18,28 @@ from vllm_batchllm.errors import UsageError, unknown_name
 class Engines:
     """The engines that arms run in; a context manager that frees them.
 
-    `build` starts what the arms need (stock and sorted share one); engines from elsewhere may
-    be passed to the constructor and are then left alone on exit.
+    `build` starts what the arms need; engines from elsewhere may be passed to the constructor and are then
+    left alone on exit. Arms can take turns if each has an engine of its own.
     """
 
     llms: Mapping[str, Any]
     owned: bool = field(default=False)
 
     @classmethod
-    def build(cls, spec: EngineSpec, arms: Iterable[str] = ARMS) -> Engines:
-        """Start one engine per scheduler and check that nothing else differs."""
+    def build(
+        cls, spec: EngineSpec, arms: Iterable[str] = ARMS, *, shared: bool = False
+    ) -> Engines:
+        """Start an engine for each arm and check that nothing but the scheduler differs.
+
+        shared: stock and sorted share one.
+        """
         llms: dict[str, Any] = {}
         engines = cls(llms, owned=True)
         try:
             for arm in arms:
                 if arm not in ENGINE_OF_ARM:
                     raise unknown_name("arm", arm, ARMS)
-                name = ENGINE_OF_ARM[arm]
+                name = ENGINE_OF_ARM[arm] if shared else arm
                 if name not in llms:
                     llms[name] = build_engine(spec, name)
             engines.check()
@@ -49,12 +54,18 @@ class Engines:
         Raises:
             UsageError: no such engine was built or given.
         """
+        if arm in self.llms:
+            return self.llms[arm]
         name = ENGINE_OF_ARM.get(arm)
         if name is None:
             raise unknown_name("arm", arm, ARMS)
         if name not in self.llms:
             raise UsageError(f"arm {arm!r} needs the engine {name!r}; there is {list(self.llms)}")
         return self.llms[name]
+
+    def can_take_turns(self, arms: Iterable[str]) -> bool:
+        """Whether each of ``arms`` has an engine of its own."""
+        return all(arm in self.llms for arm in arms)
 
     def check(self) -> None:
         """Refuse engines whose live configurations differ in anything but the scheduler.
@@ -65,8 +76,9 @@ class Engines:
         llms = list(self.llms.items())
         for name, llm in llms[1:]:
             first_name, first = llms[0]
+            allowed = TUNED_FIELDS if {name, first_name} & set(TUNED) else ()
             differences = config_differences(
-                first.llm_engine.vllm_config, llm.llm_engine.vllm_config
+                first.llm_engine.vllm_config, llm.llm_engine.vllm_config, allowed
             )
             if differences:
                 raise UsageError(

@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the arms of an A/B in turn, in one process, on engines that differ in the scheduler only.
 
-A machine's speed drifts over minutes, so runs are compared in pairs: each round runs every
-arm once, the order of the arms is rotated from round to round, and ratios are taken within
-rounds before the median is taken over them.
+A machine's speed changes within seconds, so the arms of a round take turns every few steps (`turns.py`), if there
+is memory for an engine each; ratios are taken within rounds before the median is taken over them.
 """
 
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_batchllm.bench.engine import (
     ARMS,
-    ENGINE_OF_ARM,
     SORTED,
     STOCK,
+    TUNED,
     EngineSpec,
     scheduler_of,
 )
 from vllm_batchllm.bench.engines import Engines
 from vllm_batchllm.bench.outputs import compare_outputs, gap_finder
 from vllm_batchllm.bench.sampling import sampling_params
+from vllm_batchllm.bench.turns import Lane, take_turns
 from vllm_batchllm.errors import UsageError, unknown_name
 from vllm_batchllm.measure.metrics import ABResult, OutputMatch, RunInputs, RunMetrics, run_metrics
-from vllm_batchllm.measure.recorder import record
+from vllm_batchllm.measure.recorder import StepRecord, record
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.workloads.batch import Batch, distinct_prefix_tokens
 
@@ -91,8 +90,7 @@ def run_ab(
             session.warm_up(engines)
             for index in part:
                 first = index % len(arms)
-                for arm in (*arms[first:], *arms[:first]):
-                    session.run(arm, index)
+                session.run_round((*arms[first:], *arms[:first]), index)
             if is_last:
                 return session.result()
     raise AssertionError("unreachable: the last half returns")
@@ -169,6 +167,7 @@ class _Session:
             output_tokens=batch.output_tokens,
             optimal_saved_tokens=optimal_saved_tokens(batch.prompts, spec.block_size),
         )
+        self._sizes: dict[str, dict[str, float]] = {}
         self._runs: list[RunMetrics] = []
         self._outputs: dict[tuple[str, int], list[list[int]]] = {}
 
@@ -176,38 +175,50 @@ class _Session:
         """Use ``engines`` from now on, after a few requests through each: first calls
         allocate and choose kernels."""
         self._engines = engines
+        self._sizes = {arm: resolved_sizes(engines.for_arm(arm)) for arm in self._arms}
         self._tell("warming up")
         indices = range(min(_NUM_WARM_UP_REQUESTS, self._batch.num_requests))
-        for name in dict.fromkeys(ENGINE_OF_ARM[arm] for arm in self._arms):
-            self._generate(self._engines.for_arm(name), indices)
+        llms = {id(llm): llm for llm in map(engines.for_arm, self._arms)}
+        for llm in llms.values():
+            self._generate(llm, indices)
 
-    def run(self, arm: str, round_index: int) -> None:
-        """One measured run of one arm."""
-        self._tell(f"round {round_index + 1}, {arm}")
+    def run_round(self, arms: Sequence[str], round_index: int) -> None:
+        """One measured run of every arm: in turns, or one after the other where engines are shared."""
+        together = self._engines.can_take_turns(arms)
+        for some in [arms] if together else [[arm] for arm in arms]:
+            self._tell(f"round {round_index + 1}, {', '.join(some)}")
+            gc.collect()
+            with ExitStack() as stack:
+                lanes = [self._lane(arm, stack) for arm in some]
+                take_turns(lanes)
+            for lane in lanes:
+                self._book(lane, round_index)
+
+    def _lane(self, arm: str, stack: ExitStack) -> Lane:
         llm = self._engines.for_arm(arm)
         if not llm.reset_prefix_cache():
             raise UsageError(f"the prefix cache of arm {arm!r} cannot be emptied before a run")
-        indices = arrival_order(self._batch, arm)
-        gc.collect()
-        with record(scheduler_of(llm)) as counts:
-            start, cpu_start = time.perf_counter(), time.process_time()
-            outputs = self._generate(llm, indices)
-            makespan_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+        counts = stack.enter_context(record(scheduler_of(llm)))
+        return lane_of(arm, llm, self._batch, counts)
+
+    def _book(self, lane: Lane, round_index: int) -> None:
+        indices = arrival_order(self._batch, lane.arm)
         by_request: list[list[int]] = [[] for _ in indices]
-        for index, output in zip(indices, outputs, strict=True):
-            by_request[index] = output
-        self._check_lengths(arm, by_request)
-        self._outputs[arm, round_index] = by_request
-        run = run_metrics(arm, round_index, self._inputs, counts, makespan_s, cpu_s)
+        for place, output in lane.outputs.items():
+            by_request[indices[place]] = output
+        self._check_lengths(lane.arm, by_request)
+        self._outputs[lane.arm, round_index] = by_request
+        run = run_metrics(lane.arm, round_index, self._inputs, lane.record, lane.wall_s, lane.cpu_s)
         self._runs.append(run)
-        self._tell(f"round {round_index + 1}, {arm}", run)
+        self._tell(f"round {round_index + 1}, {lane.arm}", run)
 
     def result(self) -> ABResult:
         """Compare the outputs and put everything together."""
         self._tell("comparing outputs")
         return ABResult(
             workload=describe(self._batch, self._spec.block_size),
-            engine=asdict(self._spec) | {"model": Path(self._spec.model).name},
+            engine=asdict(self._spec)
+            | {"model": Path(self._spec.model).name, "sizes": self._sizes},
             arms=self._arms,
             runs=tuple(self._runs),
             matches=tuple(self._match(arm) for arm in self._arms),
@@ -244,10 +255,36 @@ class _Session:
         self._report(Progress(self._batch.name, stage, len(self._runs), self._num_runs, run))
 
 
+def resolved_sizes(llm: Any) -> dict[str, float]:
+    """The sizes with which an engine runs, whoever has set them."""
+    config = llm.llm_engine.vllm_config.scheduler_config
+    return {
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "watermark": config.watermark,
+    }
+
+
+def lane_of(arm: str, llm: Any, batch: Batch, counts: StepRecord) -> Lane:
+    """The requests of ``batch`` on their way through the engine of ``arm``.
+
+    counts: what is recorded of its scheduler.
+    """
+    from vllm.sampling_params import RequestOutputKind
+
+    all_params = sampling_params(batch)
+    requests = []
+    for index in arrival_order(batch, arm):
+        params = all_params[index].clone()
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        requests.append(({"prompt_token_ids": batch.prompts[index]}, params))
+    return Lane(arm, llm.llm_engine, requests, counts, batch.output_tokens)
+
+
 def arrival_order(batch: Batch, arm: str) -> list[int]:
     """Indices of the requests in the order in which the arm queues them."""
     indices = list(range(batch.num_requests))
-    if arm == SORTED:
+    if arm == SORTED or arm in TUNED:
         indices.sort(key=lambda index: batch.prompts[index])
     return indices
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_batchllm.bench.engine import EngineSpec
+from vllm_batchllm.bench.engine import ARMS, EngineSpec
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
 from vllm_batchllm.bench.report import Report, write_report
 from vllm_batchllm.bench.runner import OnProgress, run_ab
@@ -127,6 +127,7 @@ def run_suite(
     *,
     quick: bool,
     command: str,
+    arms: Sequence[str] = ARMS,
     on_progress: OnProgress | None = None,
     on_failure: Callable[[str, UsageError], None] | None = None,
     on_report: Callable[[Report], None] | None = None,
@@ -143,7 +144,12 @@ def run_suite(
         name = plan.batch.name
         try:
             result = run_ab(
-                plan.spec, plan.batch, rounds=rounds, quick=quick, on_progress=on_progress
+                plan.spec,
+                plan.batch,
+                arms=arms,
+                rounds=rounds,
+                quick=quick,
+                on_progress=on_progress,
             )
         except UsageError as error:
             report = replace(report, failures=(*report.failures, (name, str(error))))

@@ -14,8 +14,9 @@ NOTE = (
 
 
 def ratio_text(ratio: PairedRatio) -> str:
-    """`median (min–max)` of a paired ratio."""
-    return f"{ratio.median:.2f} ({ratio.min:.2f}–{ratio.max:.2f})"
+    """`median (min–max)` of a paired ratio, and whether it shows anything."""
+    text = f"{ratio.median:.2f} ({ratio.min:.2f}–{ratio.max:.2f})"
+    return text if ratio.shows_difference else f"{text}, no difference shown"
 
 
 def summary_header(results: Sequence[ABResult]) -> list[str]:
@@ -113,7 +114,18 @@ def description(result: ABResult) -> str:
         f"{workload['output_tokens']} output tokens, {rounds} rounds, "
         f"{result.engine['kv_blocks']} KV blocks of {workload['block_size']} tokens"
         + (f" (pressure {pressure:g})." if pressure else ".")
+        + _sizes(result)
     )
+
+
+def _sizes(result: ABResult) -> str:
+    """The sizes with which each arm ran, as a sentence; empty where they were not recorded."""
+    by_arm = result.engine.get("sizes") or {}
+    parts = [
+        f"{arm} {sizes['max_num_seqs']:g}, {sizes['max_num_batched_tokens']:g}, {sizes['watermark']:g}"
+        for arm, sizes in by_arm.items()
+    ]
+    return f" Requests at once, tokens a step, watermark: {'; '.join(parts)}." if parts else ""
 
 
 def differences(result: ABResult) -> list[str]:

@@ -112,6 +112,11 @@ class PairedRatio:
     min: float
     max: float
 
+    @property
+    def shows_difference(self) -> bool:
+        """Whether the effect is larger than the spread of the rounds; of one round nobody can say."""
+        return len(self.ratios) < 2 or self.max - self.min < abs(self.median - 1)
+
 
 def paired_ratio(runs: Sequence[RunMetrics], slower: str, faster: str) -> PairedRatio:
     """Pair the runs of two arms by round.
