@@ -36,8 +36,11 @@ class BatchLLMConfig:
     group with it. None for no limit: right for a batch, where only the makespan counts."""
 
     lookahead: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
-    """``LLM`` only: at most this many unfinished requests in the engine at once; None queues
-    the whole batch before the first step."""
+    """``LLM`` only: at most this many unfinished requests in the engine at once; None for all."""
+
+    head_start_s: Annotated[float, Field(ge=0, le=1e9)] | None = 0.5
+    """``LLM`` only: seconds of rendering and queueing after which the engine begins, while the rest of the
+    batch is still being queued. None queues the whole batch before the first step."""
 
     dedupe: bool = True
     """``LLM`` only: compute exact duplicates under greedy decoding once."""

@@ -41,6 +41,16 @@ def test_it_runs_again_after_an_error() -> None:
     assert not core.paused
 
 
+def test_it_begins_when_told_and_only_once() -> None:
+    core = SeparateCore()
+    with held(SimpleNamespace(engine_core=core)) as begin:
+        begin()
+        assert not core.paused
+        core.paused = True  # by somebody else
+        begin()
+    assert core.paused and core.calls.count(("resume_scheduler",)) == 1
+
+
 def test_an_engine_that_the_user_paused_stays_paused() -> None:
     core = SeparateCore(paused=True)
     with held(SimpleNamespace(engine_core=core)):

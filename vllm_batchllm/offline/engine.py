@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine that serves whole batches: vLLM's ``LLM``, run by our scheduler.
 
-What it adds: the whole batch is queued before the first step, exact duplicates are computed
+What it adds: the whole batch is queued before the first step, or as much as comes soon; exact duplicates are computed
 once, a bad request fails alone, and ``report()`` tells what was saved.
 """
 
@@ -20,6 +20,7 @@ from vllm_batchllm.log import get_logger
 from vllm_batchllm.offline.arguments import check_model_folder, put_options
 from vllm_batchllm.offline.batch import Batch
 from vllm_batchllm.offline.engine_core import call_core, held, withdraw
+from vllm_batchllm.offline.head_start import HeadStart
 from vllm_batchllm.offline.intake import Intake, Unrenderable
 from vllm_batchllm.offline.progress import BatchProgress
 from vllm_batchllm.offline.report import BatchReport, make_report
@@ -206,6 +207,13 @@ class OfflineEngine(StockLLM):
             batch.lookahead = None
 
     @property
+    def _head_start_s(self) -> float | None:
+        """None where several schedulers must decide alike: no clock may tell them what they see."""
+        parallel = self.llm_engine.vllm_config.parallel_config
+        is_one_of_many = parallel.distributed_executor_backend == "external_launcher"
+        return None if is_one_of_many else self.batchllm_config.head_start_s
+
+    @property
     def _generates(self) -> bool:
         return bool(self.model_config.runner_type == "generate")
 
@@ -214,7 +222,7 @@ class OfflineEngine(StockLLM):
             self._batch = Batch(before=call_core(self.llm_engine, "batchllm_counters"))
         return self._batch
 
-    def _intake_into(self, batch: Batch) -> Intake:
+    def _intake_into(self, batch: Batch, queued: Callable[[], None] = lambda: None) -> Intake:
         return Intake(
             batch,
             self._add_request,
@@ -222,6 +230,7 @@ class OfflineEngine(StockLLM):
             lambda: withdraw(self.llm_engine, str(self.request_counter.counter - 1)),
             self._resolve_mm_lora,
             self.batchllm_config.dedupe,
+            queued,
         )
 
     @contextmanager
@@ -233,8 +242,10 @@ class OfflineEngine(StockLLM):
         batch = self._open_batch()
         batch.begin_call()
         try:
-            with held(self.llm_engine), self._taking(self._intake_into(batch)):
-                yield
+            with held(self.llm_engine) as begin:
+                head_start = HeadStart(begin, self._head_start_s)
+                with self._taking(self._intake_into(batch, head_start.queued)):
+                    yield
         except BaseException:
             self.llm_engine.abort_request(batch.undo_call(), internal=True)
             batch.backlog = None

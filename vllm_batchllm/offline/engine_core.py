@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,16 +38,25 @@ def runs_beside_us(llm_engine: Any) -> bool:
 
 
 @contextmanager
-def held(llm_engine: Any) -> Iterator[None]:
+def held(llm_engine: Any) -> Iterator[Callable[[], None]]:
     """Nothing is scheduled inside the block, so that a batch can be queued whole.
 
-    In one process nothing steps until asked to. An engine that was paused before stays paused.
+    Yields what lets the engine begin before the block ends. In one process nothing steps until asked to. An
+    engine that was paused before stays paused.
     """
     if not runs_beside_us(llm_engine) or call_core(llm_engine, "is_scheduler_paused"):
-        yield
+        yield lambda: None
         return
     call_core(llm_engine, "pause_scheduler", "keep", False)
+    is_held = True
+
+    def release() -> None:
+        nonlocal is_held
+        if is_held:
+            is_held = False
+            call_core(llm_engine, "resume_scheduler")
+
     try:
-        yield
+        yield release
     finally:
-        call_core(llm_engine, "resume_scheduler")
+        release()

@@ -35,7 +35,7 @@ class Intake:
     add_request: vLLM's ``_add_request``; returns the engine's id of the request.
     next_id: the next number of vLLM's request counter. withdraw: takes out of the engine what is left
     of the request with the latest number, which failed. resolve_lora: vLLM's ``_resolve_mm_lora``, the
-    adapter of a prompt with images or sound.
+    adapter of a prompt with images or sound. queued: told of each request that the engine has got.
     """
 
     batch: Batch
@@ -44,6 +44,7 @@ class Intake:
     withdraw: Callable[[], None]
     resolve_lora: Callable[[Any, Any], Any]
     dedupe: bool
+    queued: Callable[[], None]
 
     def take(
         self,
@@ -112,6 +113,7 @@ class Intake:
                 raise
             return self._refuse(prompt.get("prompt"), error)
         self.batch.queued(engine_id, prompt, lora_request, params)
+        self.queued()
         if shareable:
             caller_id = engine_id.partition("-")[0]
             self.batch.duplicates.add(prompt, params, priority, caller_id)
