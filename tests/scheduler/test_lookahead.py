@@ -146,7 +146,8 @@ def test_prompts_share_what_their_ids_share_and_lengths_are_scaled(tmp_path) -> 
         ({"output_length": -1}, '"output_length" must be an integer from 0, not -1'),
         ({"hash_ids": [0, True]}, '"hash_ids" must be a list of integers'),
         ({"hash_ids": [0]}, '"input_length" 700 needs 2 "hash_ids" of 512 tokens, not 1'),
-        ({"input_length": 0, "hash_ids": []}, 'needs 1 "hash_ids"'),
+        ({"input_length": 0, "hash_ids": []}, '"input_length" is 0: a request without a prompt'),
+        ({"input_length": 0, "hash_ids": [1]}, '"input_length" is 0: a request without a prompt'),
     ],
 )
 def test_a_bad_line_is_named_with_file_number_and_reason(tmp_path, line, reason) -> None:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vllm_batchllm.input.request import BadLineError, PlanRequest, parse_request
 
@@ -36,15 +37,17 @@ class ReadResult:
 
 
 def read_requests(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
-    """Read a JSONL file; blank lines are skipped, bad ones collected.
+    """Read a JSONL file, packed by gzip if its name ends in .gz; blank lines are skipped, bad ones collected.
 
     Beside the result, memory holds one line at a time.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no gzip file although its name says so.
+        EOFError, zlib.error: it is a damaged one.
     """
     result = ReadResult([], [])
-    with path.open("rb") as stream:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as stream:
         for number, line in _queues(stream, max_line_bytes):
             try:
                 text = _decode(line, max_line_bytes)

@@ -13,9 +13,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_batchllm.input.rendering import PLAIN, Rendering, UnreadableFieldError, rendering_of
 from vllm_batchllm.messages import clip
 from vllm_batchllm.prefix.best_saving import TOKEN_TYPECODE, pack_tokens
 
+TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""Kinds of content parts that are text, and the field that holds it."""
+
+_ONE_OBJECT_A_LINE = (
+    "; if the file is one JSON array, write one object a line: jq -c '.[]' FILE > FILE.jsonl"
+)
+_WHOLE_NUMBER = TypeAdapter(int)
 _URLS = ("/v1/completions", "/v1/chat/completions")
 _MOST_TOKENS = 2**63 - 1
 """The largest limit of an output that vLLM's messages can carry."""
@@ -44,6 +60,7 @@ class PlanRequest:
         namespace: requests whose namespaces differ share no blocks (model and cache salt).
         max_tokens: the output length it allows, None if it states none.
         is_openai: it is the body of an OpenAI batch line.
+        rendering: how it becomes tokens, where it says so itself.
     """
 
     line: int
@@ -51,6 +68,7 @@ class PlanRequest:
     namespace: bytes
     max_tokens: int | None
     is_openai: bool = False
+    rendering: Rendering = PLAIN
 
 
 def parse_request(line: int, text: str) -> PlanRequest:
@@ -60,12 +78,23 @@ def parse_request(line: int, text: str) -> PlanRequest:
     except RecursionError:
         raise BadLineError("not valid JSON: nested too deeply") from None
     except ValueError as error:
-        raise BadLineError(f"not valid JSON: {error}") from None
+        hint = _ONE_OBJECT_A_LINE if text.lstrip().startswith("[") else ""
+        raise BadLineError(f"not valid JSON: {error}{hint}") from None
     if not isinstance(record, dict):
-        raise BadLineError(f"not a JSON object but {_kind(record)}")
+        hint = _ONE_OBJECT_A_LINE if isinstance(record, list) else ""
+        raise BadLineError(f"not a JSON object but {_kind(record)}{hint}")
     body = _body(record)
+    try:
+        rendering = rendering_of(body)
+    except UnreadableFieldError as error:
+        raise BadLineError(str(error)) from None
     return PlanRequest(
-        line, _content(body), _namespace(body), _max_tokens(body), is_openai=body is not record
+        line,
+        _content(body),
+        _namespace(body),
+        _max_tokens(body),
+        is_openai=body is not record,
+        rendering=rendering,
     )
 
 
@@ -90,6 +119,8 @@ def _content(body: Mapping[str, Any]) -> str | Conversation | array[int]:
     if "prompt" not in body:
         raise BadLineError('has neither "prompt" nor "messages"')
     prompt = body["prompt"]
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]  # one of several, as vLLM reads it
     if not isinstance(prompt, str | list):
         raise BadLineError(f'"prompt" must be a text or a list of token ids, not {_kind(prompt)}')
     if not prompt:
@@ -159,11 +190,12 @@ def _part_text(part: Any, where: str) -> str:
         return _checked_text(part, where)
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise BadLineError(f'{where} has a content part without a "type"')
-    text = part.get("text")
-    if part["type"] != "text":
+    field = TEXT_PARTS.get(part["type"])
+    if field is None:
         raise BadLineError(f"{where} has a part of type {_short(part['type'])}; only text counts")
+    text = part.get(field)
     if not isinstance(text, str):
-        raise BadLineError(f'{where} has a text part without a "text"')
+        raise BadLineError(f'{where} has a {part["type"]} part without a "{field}"')
     return _checked_text(text, where)
 
 
@@ -193,11 +225,17 @@ def _max_tokens(body: Mapping[str, Any]) -> int | None:
         value = body.get(name)
         if value is None:
             continue
-        if type(value) is not int or not 1 <= value <= _MOST_TOKENS:
+        try:
+            number = _WHOLE_NUMBER.validate_python(
+                value
+            )  # 100.0 and "100" are whole numbers to vLLM
+        except ValidationError:
+            number = 0
+        if isinstance(value, bool) or not 1 <= number <= _MOST_TOKENS:
             raise BadLineError(
                 f'"{name}" must be a whole number from 1 to 2**63 - 1, not {_short(value)}'
             )
-        return int(value)
+        return int(number)
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from vllm_batchllm.compat.version import installed_vllm_version
 from vllm_batchllm.input.reader import BadLine
+from vllm_batchllm.input.rendering import Rendering
 from vllm_batchllm.input.request import BadLineError, Conversation, PlanRequest
 from vllm_batchllm.input.tokenizer import TokenizerError
 from vllm_batchllm.prefix.best_saving import TOKEN_TYPECODE
@@ -66,6 +67,8 @@ def tokenize_requests(
         _tokenize_texts(contents, tokenizer, known)
         for request, content in zip(batch, contents, strict=True):
             tokens = known[content] if isinstance(content, tuple) else content
+            if tokens and request.rendering.keep is not None:
+                tokens = _cut(tokens, request.rendering, tokenizer)
             if tokens:
                 result.requests.append(
                     TokenizedRequest(tokens, request.namespace, request.max_tokens)
@@ -109,20 +112,31 @@ def _rendered(
     request: PlanRequest, tokenizer: Any, bad_lines: list[BadLine]
 ) -> tuple[str, bool] | array[int] | None:
     """Return (text, whether it gets special tokens), token ids, or None for a bad line."""
+    special = request.rendering.special_tokens
     if isinstance(request.content, str):
-        return request.content, True
+        return request.content, special is not False
     if isinstance(request.content, array):
         return request.content
     try:
-        return _render_chat(request.content, tokenizer), False
+        return _render_chat(request.content, request.rendering, tokenizer), bool(special)
     except BadLineError as error:
         bad_lines.append(BadLine(request.line, str(error)))
         return None
 
 
-def _render_chat(conversation: Conversation, tokenizer: Any) -> str:
+def _cut(tokens: array[int], rendering: Rendering, tokenizer: Any) -> array[int]:
+    """At most ``rendering.keep`` of the tokens, cut off at its side."""
+    assert rendering.keep is not None
+    side = rendering.side or getattr(tokenizer, "truncation_side", "right")
+    if side == "left":
+        return tokens[max(len(tokens) - rendering.keep, 0) :]
+    return tokens[: rendering.keep]
+
+
+def _render_chat(conversation: Conversation, rendering: Rendering, tokenizer: Any) -> str:
     options: dict[str, Any] = {
         "add_generation_prompt": True,
+        **rendering.template_options,
         **conversation.template_options,
         "tools": conversation.tools,
         "tokenize": False,

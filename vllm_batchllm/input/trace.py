@@ -2,7 +2,7 @@
 """Request traces in the Mooncake format, made small enough for a fake KV cache.
 
 One JSON object a line: ``input_length`` and ``output_length`` in tokens, and ``hash_ids``, one id
-for every block of 512 prompt tokens, the last of which may be partly filled. Two requests share
+for every block of prompt tokens (512 of them in Mooncake's traces, 16 in Qwen's), the last of which may be partly filled. Two requests share
 their prompts as far as their ids are equal from the start. Other fields are ignored.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TRACE_BLOCK_SIZE = 512
-"""Prompt tokens for each id of a trace."""
+"""Prompt tokens for each id of a trace, if nothing else is said."""
 
 
 class TraceError(ValueError):
@@ -33,33 +33,41 @@ class TraceRequest:
     block_ids: tuple[int, ...]
 
 
-def read_trace(path: Path, limit: int | None = None) -> list[TraceRequest]:
+def read_trace(
+    path: Path, limit: int | None = None, trace_block_size: int = TRACE_BLOCK_SIZE
+) -> list[TraceRequest]:
     """The first ``limit`` requests of a ``.jsonl`` or ``.jsonl.gz`` file; blank lines are skipped.
+
+    trace_block_size: prompt tokens for each id.
 
     Raises:
         OSError: the file cannot be read, or is not gzip although its name says so.
         TraceError: a line is no request.
     """
-    return list(islice(_requests(path), limit))
+    return list(islice(_requests(path, trace_block_size), limit))
 
 
-def prompt_of(request: TraceRequest, block_size: int) -> list[int]:
+def prompt_of(
+    request: TraceRequest, block_size: int, trace_block_size: int = TRACE_BLOCK_SIZE
+) -> list[int]:
     """Token ids of a prompt of the same shape, with blocks of ``block_size`` tokens.
 
     Every block is a run of its own id. A partly filled last block stays partly filled, by the
     same share, but is never empty or full.
     """
-    num_full, rest = divmod(request.num_prompt_tokens, TRACE_BLOCK_SIZE)
+    num_full, rest = divmod(request.num_prompt_tokens, trace_block_size)
     tokens = [block_id for block_id in request.block_ids[:num_full] for _ in range(block_size)]
     if rest:
-        num_rest = min(max(rest * block_size // TRACE_BLOCK_SIZE, 1), block_size - 1)
+        num_rest = min(max(rest * block_size // trace_block_size, 1), block_size - 1)
         tokens += [request.block_ids[-1]] * num_rest
     return tokens
 
 
-def output_of(request: TraceRequest, block_size: int) -> int:
+def output_of(
+    request: TraceRequest, block_size: int, trace_block_size: int = TRACE_BLOCK_SIZE
+) -> int:
     """Output tokens, at least one, scaled as prompts are."""
-    return max(round(request.num_output_tokens * block_size / TRACE_BLOCK_SIZE), 1)
+    return max(round(request.num_output_tokens * block_size / trace_block_size), 1)
 
 
 def num_distinct_blocks(requests: Sequence[TraceRequest]) -> int:
@@ -67,19 +75,19 @@ def num_distinct_blocks(requests: Sequence[TraceRequest]) -> int:
     return len({block_id for request in requests for block_id in request.block_ids})
 
 
-def _requests(path: Path) -> Iterator[TraceRequest]:
+def _requests(path: Path, trace_block_size: int) -> Iterator[TraceRequest]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
-                yield _parse(line)
+                yield _parse(line, trace_block_size)
             except TraceError as error:
                 raise TraceError(f"{path}, line {number}: {error}") from None
 
 
-def _parse(line: bytes) -> TraceRequest:
+def _parse(line: bytes, trace_block_size: int) -> TraceRequest:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -91,11 +99,14 @@ def _parse(line: bytes) -> TraceRequest:
     ids = record.get("hash_ids")
     if not isinstance(ids, list) or not all(_is_count(item) for item in ids):
         raise TraceError('"hash_ids" must be a list of integers from 0')
-    num_blocks = -(-num_prompt_tokens // TRACE_BLOCK_SIZE)
-    if len(ids) != num_blocks or not ids:
+    if not num_prompt_tokens:
+        raise TraceError('"input_length" is 0: a request without a prompt cannot be served')
+    num_blocks = -(-num_prompt_tokens // trace_block_size)
+    if len(ids) != num_blocks:
         raise TraceError(
-            f'"input_length" {num_prompt_tokens} needs {max(num_blocks, 1)} "hash_ids" '
-            f"of {TRACE_BLOCK_SIZE} tokens, not {len(ids)}"
+            f'"input_length" {num_prompt_tokens} needs {num_blocks} "hash_ids" of '
+            f"{trace_block_size} tokens, not {len(ids)}; for blocks of another size give "
+            "--trace-block-size"
         )
     return TraceRequest(num_prompt_tokens, num_output_tokens, tuple(ids))
 

@@ -8,6 +8,7 @@ model).
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,8 @@ def _read(file: Path, skip_bad: bool) -> tuple[list[PlanRequest], list[BadLine]]
         result = read_requests(file)
     except OSError as error:
         _fail(f"{file} cannot be read: {error.strerror or error}", RUNTIME_ERROR)
+    except (EOFError, zlib.error) as error:
+        _fail(f"{file} cannot be read: damaged gzip: {error}", RUNTIME_ERROR)
     if not result.requests or not skip_bad:
         _report_bad_lines(file, result.bad_lines, skip_bad)
     if not result.requests:

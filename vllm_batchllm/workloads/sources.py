@@ -38,7 +38,7 @@ class InputOptions:
     scale: divides all lengths (not those of batch files). num_requests: of a workload, or at most
     so many of a file; None for its own number. tokenizer: for batch files with text.
     output_tokens: of each request of a batch file, up to its own limit, which is what the engine
-    knows; None takes the limit as the length.
+    knows; None takes the limit as the length. trace_block_size: prompt tokens for each id of a trace.
     """
 
     scale: float = 1.0
@@ -46,6 +46,7 @@ class InputOptions:
     seed: int = 0
     tokenizer: str | None = None
     output_tokens: int | None = None
+    trace_block_size: int = TRACE_BLOCK_SIZE
 
 
 def load_batch(source: str, options: InputOptions) -> Batch:
@@ -89,14 +90,15 @@ def _is_trace(path: Path) -> bool:
 
 
 def _trace(path: Path, options: InputOptions) -> Batch:
-    block_size = round(TRACE_BLOCK_SIZE / options.scale)
-    if not 1 <= block_size <= TRACE_BLOCK_SIZE:
+    trace_size = options.trace_block_size
+    block_size = round(trace_size / options.scale)
+    if not 1 <= block_size <= trace_size:
         raise UsageError(
             f"a scale of {options.scale:g} makes blocks of {block_size} tokens out of the "
-            f"trace's {TRACE_BLOCK_SIZE}; give 1 to {TRACE_BLOCK_SIZE}"
+            f"trace's {trace_size}; give 1 to {trace_size}"
         )
     try:
-        requests = _renumbered(read_trace(path, options.num_requests))
+        requests = _renumbered(read_trace(path, options.num_requests, trace_size))
     except TraceError as error:
         raise UsageError(str(error)) from None
     if not requests:
@@ -104,9 +106,9 @@ def _trace(path: Path, options: InputOptions) -> Batch:
     return _checked(
         Batch(
             name=path.name,
-            prompts=[prompt_of(request, block_size) or [0] for request in requests],
-            output_lens=[output_of(request, block_size) for request in requests],
-            scale=TRACE_BLOCK_SIZE / block_size,
+            prompts=[prompt_of(request, block_size, trace_size) for request in requests],
+            output_lens=[output_of(request, block_size, trace_size) for request in requests],
+            scale=trace_size / block_size,
             description=f"trace, blocks of {block_size} tokens",
         )
     )
