@@ -45,6 +45,8 @@ DEVICES = {
     "a100": FakePlatform("cuda", "NVIDIA A100-SXM4-80GB", 80, family=80),
     "h100": FakePlatform("cuda", "NVIDIA H100 80GB HBM3", 80),
     "b200": FakePlatform("cuda", "NVIDIA B200", 180, family=100),
+    "l4": FakePlatform("cuda", "NVIDIA L4", 24),
+    "l40s": FakePlatform("cuda", "NVIDIA L40S", 48),
     "mi210": FakePlatform("rocm", "AMD Instinct MI210", 64),
     "cpu": FakePlatform("cpu", "x86", 24),
     "xpu": FakePlatform("xpu", "Intel GPU", 48),

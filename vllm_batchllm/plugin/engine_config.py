@@ -87,7 +87,7 @@ def batch_sizes(args: Any) -> Iterator[ChosenSizes]:
         fill_in(usage_context, model_config, parallel_config)
         stock = EngineSizes(args.max_num_seqs, args.max_num_batched_tokens)
         work = _workload(args, model_config)
-        if work.is_batch and None in by_user:
+        if work.is_batch and None in by_user and _device(args).has_room:
             as_llm = partial(fill_in, UsageContext.LLM_CLASS, model_config, parallel_config)
             ours = _larger(args, by_user, stock, work, as_llm)
             args.max_num_seqs = ours.max_num_seqs
@@ -176,7 +176,15 @@ def _device(args: Any) -> Device:
 
     world_size = args.pipeline_parallel_size * args.tensor_parallel_size
     _, num_seqs = args.get_batch_defaults(world_size)
-    return Device(_platform(), _max_graph_tokens(args), num_seqs[UsageContext.LLM_CLASS])
+    platform = _platform()
+    memory_bytes = _gpu_memory_bytes() if platform == "gpu" else float("inf")
+    return Device(platform, _max_graph_tokens(args), num_seqs[UsageContext.LLM_CLASS], memory_bytes)
+
+
+def _gpu_memory_bytes() -> float:
+    from vllm.platforms import current_platform
+
+    return float(current_platform.get_device_total_memory())
 
 
 def _platform() -> str:

@@ -20,6 +20,11 @@ CPU_STOCK_BLOCK_SIZE = 128
 """What vLLM takes on the CPU for a model that prescribes no block size."""
 
 
+LARGE_GPU_BYTES = 60 * 2**30
+"""On a smaller device a model leaves little for KV: activations and buffers of larger steps (of a gigabyte and
+more) could keep an engine from starting that starts with vLLM's own sizes."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSizes:
     """The two bounds of a step.
@@ -37,12 +42,18 @@ class Device:
 
     platform: "gpu" (CUDA and ROCm), "cpu", or any other name. max_graph_tokens: tokens of the
     largest decode step that vLLM captures as a graph; 0 without graphs. llm_max_num_seqs: vLLM's
-    own default for its `LLM` class.
+    own default for its `LLM` class. memory_bytes: of the device.
     """
 
     platform: str
     max_graph_tokens: int
     llm_max_num_seqs: int
+    memory_bytes: float = float("inf")
+
+    @property
+    def has_room(self) -> bool:
+        """Whether larger steps cannot keep an engine from starting."""
+        return self.platform != "gpu" or self.memory_bytes >= LARGE_GPU_BYTES
 
 
 @dataclass(frozen=True, slots=True)
