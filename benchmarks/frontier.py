@@ -129,6 +129,36 @@ def main() -> None:
                 found.append(asdict(result))
                 print(json.dumps(found[-1]), flush=True)
     (arguments.out / "frontier.json").write_text(json.dumps(found, indent=1) + "\n")
+    plot(found, arguments.out / "frontier.png")
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Steps against tokens computed again, a picture for each workload and seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    places = list(dict.fromkeys((row["workload"], row["seed"]) for row in found))
+    figure, axes = pyplot.subplots(1, len(places), figsize=(4 * len(places), 3.4), squeeze=False)
+    for (workload, seed), axis in zip(places, axes[0], strict=True):
+        rows = [row for row in found if (row["workload"], row["seed"]) == (workload, seed)]
+        constants = [row for row in rows if row["rule"].startswith("watermark")]
+        axis.plot(*_points(constants), "o-", color="0.5", label="watermarks")
+        others = [row for row in rows if row not in constants]
+        axis.plot(*_points(others), "D", color="C3", label="ours")
+        for row in constants:
+            name = row["rule"].removeprefix("watermark ")
+            axis.annotate(name, (row["steps"], row["recomputed"]), fontsize=7)
+        axis.set(title=f"{workload}, seed {seed}", xlabel="steps", ylabel="tokens computed again")
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _points(rows: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
+    return [row["steps"] for row in rows], [row["recomputed"] for row in rows]
 
 
 if __name__ == "__main__":
