@@ -37,7 +37,14 @@ OF_SCHEDULER: tuple[VLLMAttribute, ...] = tuple(
     VLLMAttribute(f"scheduler.{path}", type, why=why, how=how, until=UNTIL_PUBLIC)
     for path, type, why, how in (
         ("waiting", QUEUE, "order of admission", "replaced after construction"),
-        ("kv_holding_waiting", QUEUE, "who waits with blocks opens no gate", "read"),
+        ("kv_holding_waiting", QUEUE, "who waits with blocks goes first", "read"),
+        (
+            "prefill_capacity_bound",
+            "builtins:bool",
+            "a slot or a pace is no capacity",
+            "set to False after a step",
+        ),
+        ("lora_config", "builtins:object", "adapters that a step can hold", "read"),
         ("running", "builtins:list", "who runs", "read"),
         ("requests", "builtins:dict", "a request by its id", "read"),
         ("policy", "vllm.v1.core.sched.request_queue:SchedulingPolicy", "priorities", "read"),
@@ -108,6 +115,8 @@ OF_REQUEST: tuple[VLLMAttribute, ...] = tuple(
         ("status", "vllm.v1.request:RequestStatus", "who runs, waits, has ended"),
         ("sampling_params", "vllm:SamplingParams", "what can end it, and its hint"),
         ("arrival_time", "builtins:float", "order of arrival"),
+        ("lora_request", "builtins:object", "whose slot it needs"),
+        ("is_prefill_chunk", "builtins:bool", "whether the last prompts are being computed"),
         ("priority", INT, "priorities"),
         ("max_tokens", INT, "longest output"),
         ("num_tokens", INT, "tokens so far"),

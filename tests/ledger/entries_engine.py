@@ -56,6 +56,7 @@ ENGINE: tuple[VLLMSymbol, ...] = (
             ("is_cpu", ()),
             ("is_cuda_alike", ()),
             ("is_device_capability_family", ("capability",)),
+            ("get_device_total_memory", ()),
         )
     ),
     VLLMSymbol(

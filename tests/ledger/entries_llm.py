@@ -8,7 +8,22 @@ from vllm_symbol import VLLMSymbol
 OFFLINE = "vllm.entrypoints.common.offline:OfflineInferenceMixin"
 UNTIL_BATCH = "vLLM's LLM offers hooks around adding requests and collecting outputs"
 
+UNTIL_RENDER = "vLLM renders a body to token ids without an engine"
+
 LLM: tuple[VLLMSymbol, ...] = (
+    VLLMSymbol(
+        "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest.build_chat_params",
+        why="a planned chat has the tokens that vLLM makes of it",
+        how="called on a request made of the fields that change tokens",
+        until=UNTIL_RENDER,
+        parameters=("default_template", "default_template_content_format"),
+    ),
+    VLLMSymbol(
+        "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
+        why="a planned prompt has the tokens that vLLM makes of it",
+        how="made of the fields that change tokens, and read",
+        until=UNTIL_RENDER,
+    ),
     VLLMSymbol(
         "vllm.v1.engine.core:EngineCore.pause_scheduler",
         why="queue the whole batch before the first step",
