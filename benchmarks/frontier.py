@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vllm.v1.core.sched.scheduler import Scheduler
+
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 from vllm_batchllm.simulate.cost_model import CostModel, Measured, MeasuredCosts, Roofline
 from vllm_batchllm.simulate.devices import find_device
@@ -42,10 +44,10 @@ WATERMARKS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class Rule:
-    """Who may start: options of ours, and the watermark of vLLM's."""
+    """Who may start: options of ours, and the watermark of vLLM's; None for vLLM's own scheduler."""
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = field(default_factory=dict)
     watermark: float = 0.0
 
 
@@ -75,7 +77,7 @@ def run(batch: Batch, rule: Rule, num_blocks: int, result: Run) -> None:
     config = make_config(spec)
     config.scheduler_config.watermark = rule.watermark
     result.seconds = dict.fromkeys(COSTS, 0.0)
-    scheduler = build_on(BatchLLMScheduler, config)
+    scheduler = build_on(Scheduler if rule.options is None else BatchLLMScheduler, config)
     requests = deque(make_requests(batch, range(batch.num_requests), BLOCK_SIZE))
     ends = {str(index): length for index, length in enumerate(batch.output_lens)}
     for request in requests:
