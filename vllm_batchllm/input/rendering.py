@@ -85,7 +85,7 @@ def _read(is_chat: bool, text: str) -> Rendering:
         raise UnreadableFieldError(f'"{where}": vLLM refuses it: {first["msg"]}') from None
     except ImportError:
         raise
-    except Exception as error:  # vLLM's own, of whatever class
+    except Exception as error:  # noqa: BLE001 - vLLM's own, of whatever class
         raise UnreadableFieldError(f"vLLM refuses it: {error}") from None
 
 
