@@ -94,6 +94,21 @@ def test_a_skipped_request_keeps_its_place_and_its_blocks(llama) -> None:
     assert not any(forest.root.children for forest in scheduler.waiting.forests)
 
 
+def test_who_is_only_looked_at_takes_no_slot(llama) -> None:
+    """The first two adapters ask again in every step; the third must not wait for them."""
+    adapter_of = bench.adapter_of(3)
+
+    def fields(number: int) -> dict[str, Any]:
+        is_last = adapter_of(number)["lora_request"].lora_int_id == 3
+        return adapter_of(number) | ({} if is_last else bench.undecided(number))
+
+    setup = bench.Setup(12, fields, num_slots=2, has_connector=True, max_num_seqs=16)
+    arm = bench.Arm("batchllm", llama, setup)
+    arm.step()
+    assert {r.lora_request.lora_int_id for r in arm.scheduler.running} == {3}
+    assert len(arm.scheduler.running) == 4 and len(arm.scheduler.waiting) == 8
+
+
 def test_only_memory_shows_that_capacity_is_spent(llama) -> None:
     """With data parallelism vLLM stops balancing prefills where capacity is: a slot is none."""
     adapter_of = bench.adapter_of(2)

@@ -49,7 +49,7 @@ class AdapterSlots:
         self._in_step = True
 
     def take(self, adapter: int) -> None:
-        """A request with ``adapter`` has started."""
+        """A request with ``adapter`` has started, and was not only looked at."""
         if adapter != NO_ADAPTER:
             self._in_use[adapter] = None
 
@@ -151,7 +151,6 @@ class AdapterGroupQueue(Generic[R]):
         queue.remove(request, admitted=admitted)
         self._keys.pop(adapter, None)
         if admitted:
-            self._slots.take(adapter)
             self._open = adapter
         if not queue:
             del self._queues[adapter]

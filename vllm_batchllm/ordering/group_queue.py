@@ -68,6 +68,8 @@ class GroupQueue(Generic[R]):
         self._skipped: OrderedDict[R, Any] = OrderedDict()
         self._unhashed: LazyHeap[R] = LazyHeap()
         self._waiting_since: OrderedDict[R, float] = OrderedDict()
+        self._served: PrefixNode[R] | None = None
+        """The tree of whoever started last; a look at the head opens a group, too."""
 
     def __len__(self) -> int:
         return len(self._skipped) + len(self._requeued) + len(self._forest) + len(self._unhashed)
@@ -155,6 +157,8 @@ class GroupQueue(Generic[R]):
         if request in self._unhashed:
             self._unhashed.remove(request)
         else:
+            if admitted:
+                self._served = self._root_of(request)
             self._forest.remove(request, admitted=admitted)
         self._waiting_since.pop(request, None)
 
@@ -195,14 +199,19 @@ class GroupQueue(Generic[R]):
         head = self.peek()
         if head in self._unhashed:
             return 2, self._unhashed_key(head, self._unhashed.peek()[0])
-        node = self._forest.node_of(head)
-        while node.parent is not None and node.parent.parent is not None:
-            node = node.parent
-        return 2, self._order.key(node)
+        return 2, self._order.key(self._root_of(head))
 
     def is_in_group(self) -> bool:
         """Whether the head belongs to a group of which somebody has been served already."""
-        return self._walk.group is not None and self._returned() is None
+        served = self._served
+        return served is not None and served.num_waiting > 0 and self._returned() is None
+
+    def _root_of(self, request: R) -> PrefixNode[R]:
+        """The tree in which ``request`` waits. O(depth)."""
+        node = self._forest.node_of(request)
+        while node.parent is not None and node.parent.parent is not None:
+            node = node.parent
+        return node
 
     def _returned(self) -> tuple[Any, R] | None:
         """The first of those who were skipped or requeued, and its rank."""

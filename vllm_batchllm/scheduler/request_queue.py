@@ -15,7 +15,7 @@ from itertools import count, islice
 from typing import Any
 
 from vllm.v1.core.sched.request_queue import RequestQueue
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from vllm_batchllm.admission.token_budget import Outstanding
 from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
@@ -70,6 +70,8 @@ class PrefixGroupQueue(RequestQueue):
         self._head: Request | None = None
         """What the latest peek has shown, until anybody comes or goes: vLLM pops what it has seen,
         even if by the clock somebody else would be next by then."""
+        self._popped: Request | None = None
+        """The latest, until it is known whether it has started: vLLM pops whom it skips, too."""
         self._in_hand: dict[Request, bool] = {}
         """Popped in this step: started, or looked at and about to be put back. Whether it waited here
         because it had been skipped before."""
@@ -92,6 +94,7 @@ class PrefixGroupQueue(RequestQueue):
 
     def peek_request(self) -> Request:
         """The request to be admitted next. Raises IndexError when the queue is empty."""
+        self._take_slot()
         if self._head is None:
             start_s = time.perf_counter()
             self._head = self._most_urgent().peek()
@@ -100,7 +103,7 @@ class PrefixGroupQueue(RequestQueue):
 
     def pop_request(self) -> Request:
         """Take out and return the request that :meth:`peek_request` shows."""
-        request = self.peek_request()
+        request = self._popped = self.peek_request()
         group_queue = self._queues[self._class_of(request)]
         was_skipped = self._in_hand[request] = group_queue.was_skipped(request)
         if was_skipped:  # likely to be skipped again: it waits as far as the pool is told
@@ -144,6 +147,7 @@ class PrefixGroupQueue(RequestQueue):
         for request in self._in_hand:
             self.demand.left(request)
         self._in_hand.clear()
+        self._take_slot()
         if self.slots is None or not self.slots.are_taken:
             return 0
         can_start = bool(self)
@@ -189,7 +193,10 @@ class PrefixGroupQueue(RequestQueue):
         return group_queue is not None and request in group_queue
 
     def __bool__(self) -> bool:
-        if self.slots is None or not self.slots.are_taken:
+        if self.slots is None:
+            return self._num_waiting > 0
+        self._take_slot()
+        if not self.slots.are_taken:
             return self._num_waiting > 0
         return self._queues.most_urgent() is not None
 
@@ -253,6 +260,14 @@ class PrefixGroupQueue(RequestQueue):
         if group_queue is None:
             raise IndexError("nobody waits whose adapter may start")
         return group_queue
+
+    def _take_slot(self) -> None:
+        """Whoever was popped and runs by now has the slot of its adapter for this step."""
+        if self.slots is not None and self._popped is not None:
+            if self._popped.status is RequestStatus.RUNNING:
+                self.slots.take(adapter_of(self._popped))
+                self._head = None
+            self._popped = None
 
     def _remove(self, request: Request) -> None:
         start_s = time.perf_counter()
