@@ -10,7 +10,6 @@ clock's. By wall time and by CPU time, in turns as `vllm-batchllm bench` does it
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from vllm_batchllm.bench.engine import SORTED, EngineSpec, build_engine, scheduler_of
-from vllm_batchllm.bench.runner import lane_of
+from vllm_batchllm.bench.runner import frozen_heap, lane_of
 from vllm_batchllm.bench.suite import WorkloadOptions, make_plan, resolve_model
 from vllm_batchllm.bench.turns import Lane, take_turns
 from vllm_batchllm.measure.recorder import record
@@ -30,7 +29,6 @@ from vllm_batchllm.workloads.catalog import DEFAULT_SCALE
 
 def run(plan: Any, llms: list[Any], together: bool) -> list[Lane]:
     """One repeat: a lane for each engine."""
-    gc.collect()
     lanes: list[Lane] = []
     for some in [llms] if together else [[llm] for llm in llms]:
         with ExitStack() as stack:
@@ -40,7 +38,8 @@ def run(plan: Any, llms: list[Any], together: bool) -> list[Lane]:
                 lane_of(SORTED, llm, plan.batch, stack.enter_context(record(scheduler_of(llm))))
                 for llm in some
             ]
-            take_turns(now)
+            with frozen_heap():
+                take_turns(now)
         lanes += now
     return lanes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -187,10 +187,10 @@ class _Session:
         together = self._engines.can_take_turns(arms)
         for some in [arms] if together else [[arm] for arm in arms]:
             self._tell(f"round {round_index + 1}, {', '.join(some)}")
-            gc.collect()
             with ExitStack() as stack:
                 lanes = [self._lane(arm, stack) for arm in some]
-                take_turns(lanes)
+                with frozen_heap():
+                    take_turns(lanes)
             for lane in lanes:
                 self._book(lane, round_index)
 
@@ -253,6 +253,20 @@ class _Session:
 
     def _tell(self, stage: str, run: RunMetrics | None = None) -> None:
         self._report(Progress(self._batch.name, stage, len(self._runs), self._num_runs, run))
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Nothing that is here already is looked through by the garbage collector, as in an engine's own process.
+
+    Else whoever makes most objects pays for looking through the models of all arms.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def resolved_sizes(llm: Any) -> dict[str, float]:
