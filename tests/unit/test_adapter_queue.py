@@ -77,7 +77,11 @@ def test_only_those_with_a_slot_start_and_in_the_order_of_one_queue(order, alone
                 if served is not None and any(served.path[0] == item.path[0] for item in allowed):
                     assert head.path[0] == served.path[0], "a group was torn apart"
                 elif alone and not order.dynamic:
-                    assert head is min(allowed, key=allowed.__getitem__), "not who came first"
+                    of_running = {i: r for i, r in allowed.items() if adapter_of(i) in in_use}
+                    firsts = [
+                        min(some, key=some.__getitem__) for some in (of_running, allowed) if some
+                    ]
+                    assert head in firsts, "neither who came first nor the first of those who run"
                 queue.remove(head, admitted=True)
                 slots.take(adapter_of(head))
                 served = head
@@ -114,3 +118,21 @@ def test_skipped_and_requeued_requests_of_all_adapters_come_first() -> None:
         served.append(queue.peek())
         queue.remove(served[-1], admitted=True)
     assert [items.index(item) for item in served] == [3, 2, 1, 0]
+
+
+def test_adapters_that_run_are_used_up_before_a_slot_is_taken_and_arrivals_do_not_count() -> None:
+    slots = AdapterSlots(NUM_SLOTS)
+    queue = queue_for(slots, DepthFirst())
+    items = [Item(n, (adapter + 10 * n,), tail=1) for n, adapter in enumerate([1, 2, 1, 2, 1])]
+    for serial, item in enumerate(items[:4]):
+        queue.add(item, serial)
+    served = []
+    slots.begin_step([])
+    while queue:
+        served.append(queue.peek())
+        queue.remove(served[-1], admitted=True)
+        slots.take(adapter_of(served[-1]))
+        if len(served) == 1:  # more of the adapter that runs come all the time
+            queue.peek()
+            queue.add(items[4], 4)
+    assert [items.index(item) for item in served] == [0, 2, 1, 3, 4]

@@ -32,6 +32,8 @@ class AdapterSlots:
         self._num_slots = num_slots
         self._in_use: dict[int, None] = {}
         self._in_step = False
+        self.num_loads = 0
+        """How often an adapter has taken a slot so far."""
 
     @property
     def are_taken(self) -> bool:
@@ -43,6 +45,10 @@ class AdapterSlots:
         """The adapters that may start where the slots are taken."""
         return [NO_ADAPTER, *self._in_use]
 
+    def has(self, adapter: int) -> bool:
+        """Whether ``adapter`` has a slot."""
+        return adapter in self._in_use
+
     def begin_step(self, running: Iterable[int]) -> None:
         """A step begins in which requests with these adapters run."""
         self._in_use = dict.fromkeys(adapter for adapter in running if adapter != NO_ADAPTER)
@@ -50,8 +56,9 @@ class AdapterSlots:
 
     def take(self, adapter: int) -> None:
         """A request with ``adapter`` has started, and was not only looked at."""
-        if adapter != NO_ADAPTER:
+        if adapter != NO_ADAPTER and adapter not in self._in_use:
             self._in_use[adapter] = None
+            self.num_loads += 1
 
     def end_step(self) -> None:
         """Between steps everybody is shown."""
@@ -61,9 +68,11 @@ class AdapterSlots:
 class AdapterGroupQueue(Generic[R]):
     """A :class:`GroupQueue` for each adapter, together one queue of one priority.
 
-    Shows what the one queue would show if those who cannot start were not there: skipped and requeued
-    requests first, then the open group, then whatever the policy prefers among all heads. A look at the head costs
-    O(adapters that have changed + adapters that may start).
+    Skipped and requeued requests come first, then the open group, then what the policy prefers among the
+    heads of adapters that run, and then among the others: so one adapter's requests are used up before a slot is
+    taken for the next, which starts while the last ones of the former end. Those who have come since a slot was taken
+    last are not preferred, so an adapter that always has arrivals keeps nobody out of a free slot. A look at the
+    head costs O(adapters that have changed + adapters that may start).
 
     Args:
         slots: which adapters may start; shared by the queues of all priorities.
@@ -87,6 +96,8 @@ class AdapterGroupQueue(Generic[R]):
         self._keys: dict[int, tuple[int, Any]] = {}
         """Where heads stand, of the queues that have not changed since."""
         self._open: int | None = None
+        self._arrival_of: dict[R, int] = {}
+        self._num_arrived = self._num_loads = self._fence = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -111,6 +122,8 @@ class AdapterGroupQueue(Generic[R]):
     def add(self, request: R, rank: Any) -> None:
         """File a new request. ``rank`` orders arrivals; smaller is earlier."""
         self._changed(request).add(request, rank)
+        self._arrival_of[request] = self._num_arrived
+        self._num_arrived += 1
 
     def requeue(self, request: R, rank: Any) -> None:
         """Put ``request`` in front; among those in front the smallest rank is first."""
@@ -133,7 +146,9 @@ class AdapterGroupQueue(Generic[R]):
         adapters = self._startable()
         if not adapters:
             raise IndexError("nobody waits whose adapter may start")
-        adapter = min(adapters, key=self._key)
+        if self._num_loads != self._slots.num_loads:
+            self._num_loads, self._fence = self._slots.num_loads, self._num_arrived
+        adapter = min(adapters, key=self._standing)
         rank_of_first = self._key(adapter)[0]
         is_open = self._open in adapters and rank_of_first == 2
         if is_open and self._open is not None and self._queues[self._open].is_in_group():
@@ -150,6 +165,7 @@ class AdapterGroupQueue(Generic[R]):
         queue = self._queues[adapter]
         queue.remove(request, admitted=admitted)
         self._keys.pop(adapter, None)
+        self._arrival_of.pop(request, None)
         if admitted:
             self._open = adapter
         if not queue:
@@ -174,6 +190,14 @@ class AdapterGroupQueue(Generic[R]):
             return [adapter for adapter in self._slots.startable if adapter in self._queues]
         return list(self._queues)
 
+    def _standing(self, adapter: int) -> tuple[int, bool, Any]:
+        """Where the head of an adapter stands beside those of others; the smallest is next."""
+        kind, key = self._key(adapter)
+        if kind < 2 or not self._slots.has(adapter):
+            return kind, True, key
+        arrival = self._arrival_of.get(self._queues[adapter].peek(), self._num_arrived)
+        return kind, arrival >= self._fence, key
+
     def _key(self, adapter: int) -> tuple[int, Any]:
         key = self._keys.get(adapter)
         if key is None or self._by_clock:
@@ -187,3 +211,4 @@ class AdapterGroupQueue(Generic[R]):
             assert queue, "an empty queue was left behind"
             assert all(self._adapter_of(r) == adapter for r in queue), "a request is misplaced"
         assert self._keys.keys() <= self._queues.keys(), "a key without a queue"
+        assert all(r in self for r in self._arrival_of), "the arrival of one who left is kept"

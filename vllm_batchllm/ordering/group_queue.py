@@ -160,6 +160,8 @@ class GroupQueue(Generic[R]):
             if admitted:
                 self._served = self._root_of(request)
             self._forest.remove(request, admitted=admitted)
+            if self._served is not None and not self._served.num_waiting:
+                self._served = None
         self._waiting_since.pop(request, None)
 
     def __iter__(self) -> Iterator[R]:
@@ -203,8 +205,7 @@ class GroupQueue(Generic[R]):
 
     def is_in_group(self) -> bool:
         """Whether the head belongs to a group of which somebody has been served already."""
-        served = self._served
-        return served is not None and served.num_waiting > 0 and self._returned() is None
+        return self._served is not None and self._returned() is None
 
     def _root_of(self, request: R) -> PrefixNode[R]:
         """The tree in which ``request`` waits. O(depth)."""

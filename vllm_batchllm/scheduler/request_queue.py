@@ -103,7 +103,9 @@ class PrefixGroupQueue(RequestQueue):
 
     def pop_request(self) -> Request:
         """Take out and return the request that :meth:`peek_request` shows."""
-        request = self._popped = self.peek_request()
+        request = self.peek_request()
+        if self.slots is not None:
+            self._popped = request
         group_queue = self._queues[self._class_of(request)]
         was_skipped = self._in_hand[request] = group_queue.was_skipped(request)
         if was_skipped:  # likely to be skipped again: it waits as far as the pool is told
