@@ -105,7 +105,7 @@ def _sizes(scheduler: Any) -> dict[str, int]:
         "forest_nodes": len(nodes) - len(forests),  # but for the roots
         "heap_entries": sum(len(node.heap or ()) for node in nodes)
         + sum(len(line._heap) for line in ranked),
-        "priorities": len(queue._priorities),
+        "priorities": len(queue._queues._priorities),
         "levels": len(queue.levels),
         "filed_blocks": len(pool._demand.filed),
         "origin_lists": len(lists),
