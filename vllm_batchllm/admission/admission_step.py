@@ -11,12 +11,12 @@ and a share of the memory is kept free for what will come.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.memory_forecast import Entrant
-from vllm_batchllm.admission.memory_model import MemoryModel
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.pacer import Pacer
 from vllm_batchllm.admission.preemption_price import is_worth_starting
@@ -66,7 +66,8 @@ class AdmissionParts:
     counters: ScheduleCounters
     running: RunningRequests
     pacer: Pacer
-    model: MemoryModel
+    life_of: Callable[[int, int, int], RequestLifetime]
+    """Of so many tokens, shared units and steps."""
     held_back: HeldBack = field(default_factory=HeldBack)
 
 
@@ -123,10 +124,7 @@ class AdmissionStep:
         num_shared = self._running.add(candidate)
         if candidate.length_known:
             num_steps = max(candidate.max_tokens - candidate.num_generated, 1)
-            life = RequestLifetime.of(
-                self._parts.model, candidate.num_tokens, num_shared, num_steps
-            )
-            self._parts.pacer.plan(life)
+            self._parts.pacer.plan(self._parts.life_of(candidate.num_tokens, num_shared, num_steps))
 
     def _judge(self, candidate: Candidate) -> Refusal | None:
         """Why ``candidate`` may not start, or None if it may."""

@@ -9,14 +9,19 @@ Nothing in this room reads a clock or a request's id: what is decided is a funct
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 
 from vllm_batchllm.admission.admission_step import AdmissionParts, AdmissionStep
 from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.memory_model import MemoryModel
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.pacer import Pacer
+from vllm_batchllm.admission.request_lifetime import RequestLifetime
 from vllm_batchllm.admission.running_requests import RunningRequests
 from vllm_batchllm.stats.counters import ScheduleCounters
+
+MANY_LIVES = 4096
+"""Lives that are kept computed: in most batches many requests are alike."""
 
 
 class AdmissionController:
@@ -53,7 +58,8 @@ class AdmissionController:
         self.counters = counters or ScheduleCounters()
         self.running = RunningRequests(num_blocks, model, tokens_per_hash=tokens_per_hash, lag=lag)
         self.pacer = Pacer(model)
-        self._parts = AdmissionParts(self.options, self.counters, self.running, self.pacer, model)
+        life_of = lru_cache(MANY_LIVES)(partial(RequestLifetime.of, model))
+        self._parts = AdmissionParts(self.options, self.counters, self.running, self.pacer, life_of)
         self.step = AdmissionStep(self._parts)
         """Of the step that has begun last."""
 

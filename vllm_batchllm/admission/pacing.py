@@ -100,14 +100,11 @@ class LatestLifetimes:
         )
 
     def _count(self, life: RequestLifetime, sign: int) -> None:
-        values = (
-            life.steps,
-            life.steps**2,
-            life.block_steps,
-            life.block_steps * life.steps,
-        )
-        for at, value in enumerate(values):
-            self._sums[at] += sign * value
+        sums, steps, block_steps = self._sums, life.steps, life.block_steps * sign
+        sums[0] += sign * steps
+        sums[1] += sign * steps * steps
+        sums[2] += block_steps
+        sums[3] += block_steps * steps
 
 
 class StaggeredStart:

@@ -37,6 +37,8 @@ class RunningRequests:
         self._by_id: dict[str, Candidate] = {}
         self._hinted: set[str] = set()
         self._tokens_held: Callable[[], Mapping[str, int]] | None = None
+        self._seen: tuple[Candidate, Entrant] | None = None
+        """The latest: whoever may start is looked at again as it starts."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -66,7 +68,10 @@ class RunningRequests:
 
     def entrant_of(self, candidate: Candidate) -> Entrant:
         """``candidate``, as the memory forecast sees it."""
-        return Entrant(candidate.hashes, candidate.num_tokens, candidate.expected_steps(self._lag))
+        if self._seen is None or self._seen[0] is not candidate:
+            steps = candidate.expected_steps(self._lag)
+            self._seen = candidate, Entrant(candidate.hashes, candidate.num_tokens, steps)
+        return self._seen[1]
 
     def add(self, candidate: Candidate) -> int:
         """A request has started; the number of units that it shares with those that run."""

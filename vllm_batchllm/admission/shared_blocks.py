@@ -64,6 +64,9 @@ class SharedRuns:
     def __init__(self) -> None:
         self._table: Ints = np.empty((4, 64), np.int64)
         self._number = 0
+        self._open: list[int] = []
+        self._open_serial = -1
+        """The runs that reach request ``_open_serial``, from the first unit on. A start looks at no others."""
         self.num_units = 0
         """Units of all runs together."""
 
@@ -73,26 +76,30 @@ class SharedRuns:
         ``covered`` of the neighbour's units are in runs already. True if a new run was made
         out of units that were the neighbour's own.
         """
-        runs = self._runs
-        is_open = runs[_LAST] >= neighbour
-        cut = self._cut_by(shared, is_open)
-        runs[_LAST, is_open & (runs[_END] <= shared)] = serial
-        if len(cut):
-            at = int(cut[0])
-            upper = (int(runs[_START, at]), shared, int(runs[_FIRST, at]), serial)
-            runs[_START, at] = shared
-            self.num_units -= shared - upper[0]
+        table, joined, is_cut = self._table, [], False
+        for at in self._open_at(neighbour):
+            if table.item(_END, at) <= shared:
+                table[_LAST, at] = serial
+                joined.append(at)
+            elif (start := table.item(_START, at)) < shared:
+                table[_START, at] = shared
+                self.num_units -= shared - start
+                upper, is_cut = (start, shared, table.item(_FIRST, at), serial), True
+        is_new = not is_cut and shared > covered
+        if is_new:
+            upper = (covered, shared, neighbour, serial)
+        if is_cut or is_new:
             self._append(upper)
-        elif shared > covered:
-            self._append((covered, shared, neighbour, serial))
-            return True
-        return False
+            joined.append(self._number - 1)
+        self._open, self._open_serial = joined, serial
+        return is_new
 
     def __len__(self) -> int:
         return self._number
 
     def drop_ended(self, serials: Ints) -> None:
         """Forget runs none of whose requests is among ``serials`` (ascending)."""
+        self._open_serial = -1
         if not self._number:
             return
         low, high = self._bounds(serials).T
@@ -150,6 +157,13 @@ class SharedRuns:
     @property
     def _runs(self) -> Ints:
         return self._table[:, : self._number]
+
+    def _open_at(self, serial: int) -> list[int]:
+        """Columns of the runs that reach request ``serial``, the latest; O(runs) if it joined none."""
+        if self._open_serial != serial:
+            self._open = np.flatnonzero(self._runs[_LAST] >= serial).tolist()
+            self._open_serial = serial
+        return self._open
 
     def _cut_by(self, shared: int, is_open: npt.NDArray[np.bool_]) -> Ints:
         """The open run, if any, that a share of ``shared`` units ends inside of."""

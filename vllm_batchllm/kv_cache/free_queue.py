@@ -81,6 +81,10 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
         """Take the first ``n`` blocks. Raises ValueError when there are fewer."""
         if n > self.num_free_blocks:
             raise ValueError(f"{n} blocks wanted, {self.num_free_blocks} are free")
+        first = self.fake_free_list_head.next_free_block
+        is_listed = first is not self.fake_free_list_tail and not self._late
+        if n == 1 and is_listed and first.block_hash is None:  # nobody can need it
+            return [super().popleft()]
         taken: list[KVCacheBlock] = []
         while len(taken) < n:
             batch = self._pop_others(n - len(taken))
