@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pair of engines as GPUs run them, in a process of their own; prints what came of it as JSON.
+"""A pair of engines as GPUs run them, in a process of their own; what came of it goes to a file.
 
 TRITON_INTERPRET=1 python gpu_mode_run.py MODEL LOAD.json RESULT.json
 """

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,13 +11,11 @@ from tiny_engines import (
     TINY,
     admissions,
     check_clean,
+    check_shares_more_than_stock,
     documents,
-    generate,
     num_changes,
-    num_computed,
     pair,
     scheduler_of,
-    tokens,
 )
 from vllm.config import PoolerConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -99,19 +96,6 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_sliding_window_hybrid_shares_what_its_windows_allow(gemma3) -> None:
-    prompts = documents()
-    arguments: dict[str, Any] = {"num_gpu_blocks_override": 130}
-    with pair(gemma3, **arguments) as engines:
-        expected = generate(engines.stock, prompts)
-        with admissions(engines.ours) as admitted:
-            outputs = generate(engines.ours, prompts)
-        check_clean(engines.ours)
-        groups = scheduler_of(engines.ours).kv_cache_config.kv_cache_groups
-        report = engines.ours.report()
-    assert {type(group.kv_cache_spec) for group in groups} == {FullAttentionSpec, SlidingWindowSpec}
-    assert tokens(outputs) == tokens(expected)
-    assert len({tuple(answer) for (answer,) in tokens(outputs)}) > len(prompts) // 2
-    firsts = [tuple(prompts[n][:32]) for n in admitted]
-    assert num_changes(firsts) == len(set(firsts)) - 1
-    assert num_computed(outputs) < 0.8 * num_computed(expected)
+    kinds, report = check_shares_more_than_stock(gemma3, num_gpu_blocks_override=130)
+    assert set(kinds) == {FullAttentionSpec, SlidingWindowSpec}
     assert report.num_needed_lost == 0

@@ -157,3 +157,24 @@ def check_clean(llm: Any) -> None:
     if hasattr(scheduler, "batchllm_counters"):
         scheduler.waiting.check_integrity()
         pool.check_integrity()
+
+
+def check_shares_more_than_stock(model: str, **arguments: Any) -> tuple[list[type], Any]:
+    """Both engines on documents and questions: equal answers, groups that stay together, less computed.
+
+    The kinds of KV cache groups that ours has, and its report.
+    """
+    prompts = documents()
+    with pair(model, **arguments) as engines:
+        expected = generate(engines.stock, prompts)
+        with admissions(engines.ours) as admitted:
+            outputs = generate(engines.ours, prompts)
+        check_clean(engines.ours)
+        groups = scheduler_of(engines.ours).kv_cache_config.kv_cache_groups
+        report = engines.ours.report()
+    assert tokens(outputs) == tokens(expected)
+    assert len({tuple(answer) for (answer,) in tokens(outputs)}) > len(prompts) // 2
+    firsts = [tuple(prompts[n][:32]) for n in admitted]
+    assert num_changes(firsts) == len(set(firsts)) - 1
+    assert num_computed(outputs) < 0.8 * num_computed(expected)
+    return [type(group.kv_cache_spec) for group in groups], report

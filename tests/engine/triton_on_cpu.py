@@ -3,7 +3,7 @@
 
 V2's kernels are Triton's, and Triton's interpreter runs them on any machine; but vLLM's CPU build
 looks for a backend of Triton named ``cpu`` first, and its platform switches asynchronous
-scheduling off. To be called in a process of its own, before vLLM is imported.
+scheduling off. For a process of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 
 def run_triton_in_its_interpreter() -> None:
-    """Let vLLM use Triton's kernels here.
+    """Let vLLM use Triton's kernels here; to be called before vLLM is imported.
 
     Raises:
         RuntimeError: Triton would compile them: ``TRITON_INTERPRET=1`` is read when it is imported.

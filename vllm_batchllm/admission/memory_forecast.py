@@ -235,6 +235,11 @@ class RunningMemory:
         """Tokens that ``request_id`` holds in this step. Raises KeyError if unknown."""
         return int(self._requests[_TOKENS, self._position(request_id)])
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError where a structural promise is broken. O(n)."""
+        assert self._requests.shape[1] == len(self._ids) == len(self), "rows and ids disagree"
+        self._runs.check_integrity()
+
     def _ahead(self, entrant: Entrant | None) -> _Ahead:
         """Those that run, with ``entrant`` among them if there is one."""
         requests = self._requests

@@ -119,6 +119,7 @@ class RunningRequests:
         assert set(self._by_id) == running_ids, "admission and scheduler disagree on who runs"
         assert len(self.memory) == len(running_ids), "the memory lost a request"
         assert all(request_id in self.memory for request_id in running_ids)
+        self.memory.check_integrity()
         guessed = sum(not candidate.length_known for candidate in self._by_id.values())
         assert self.num_guessed == guessed, "guessed lengths are miscounted"
         assert self._hinted <= running_ids, "a hint of nobody is kept"

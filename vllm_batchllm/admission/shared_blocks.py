@@ -177,6 +177,14 @@ class SharedRuns:
         high = np.searchsorted(serials, runs[_LAST], side="right")
         return np.stack((low, high), axis=1)
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError where a structural promise is broken. O(runs)."""
+        runs = self._runs
+        assert self.num_units == int((runs[_END] - runs[_START]).sum()), "units are miscounted"
+        if self._open_serial >= 0:
+            reaching = np.flatnonzero(runs[_LAST] >= self._open_serial).tolist()
+            assert sorted(self._open) == reaching, "the open runs are not those of the latest"
+
     def _append(self, run: tuple[int, int, int, int]) -> None:
         self._table = with_room(self._table, self._number)
         self._table[:, self._number] = run
