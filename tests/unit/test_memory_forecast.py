@@ -125,6 +125,22 @@ def test_steps_pass_and_the_peak_ahead_stays_that_of_the_simulation(batch, num_s
         assert memory.peak() == max(expected[step:], default=0)
 
 
+@given(batches(), st.randoms(use_true_random=False))
+def test_requests_come_and_go_in_turns(batch, random) -> None:
+    block_size, requests = batch
+    memory, running = RunningMemory(MemoryModel.full(block_size)), []
+    for request in requests:
+        memory.add(str(request.name), request.entrant)
+        running.append(request)
+        memory.check_integrity()
+        for leaving in random.sample(running, random.randrange(min(len(running), 3) + 1)):
+            memory.remove(str(leaving.name))
+            running.remove(leaving)
+        memory.check_integrity()
+        assert memory.held_with() == simulate(running, block_size)[0]
+    assert memory.peak() == max(simulate(running, block_size))
+
+
 def test_a_group_holds_its_prefix_once_and_until_its_last_member_ends() -> None:
     memory = RunningMemory(MemoryModel.full(10))
     memory.add("short", Entrant(["p", "q", "a"], 30, 5))
