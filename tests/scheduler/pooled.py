@@ -22,7 +22,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_batchllm.admission.environment import Clock, Environment
 from vllm_batchllm.kv_cache.block_pool import installed_block_pool
-from vllm_batchllm.ordering.group_queue import shares_prefixes
+from vllm_batchllm.prefix.readable import grouping_hashes
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
@@ -115,10 +115,10 @@ def waiting_hashes(scheduler: Scheduler, num_late_tokens: int = 0) -> set[bytes]
     are left out.
     """
     hashes: set[bytes] = set()
-    for request in filter(shares_prefixes, scheduler.waiting):
+    for request in scheduler.waiting:
         num_late = num_late_tokens if request.status is RequestStatus.PREEMPTED else 0
         num_known = (request.num_tokens - num_late) // scheduler.hash_block_size
-        hashes.update(request.block_hashes[:num_known])
+        hashes.update(grouping_hashes(request, scheduler.hash_block_size)[:num_known])
     return hashes
 
 

@@ -18,6 +18,7 @@ from vllm_batchllm.ordering.policies import GroupOrder, LoneRequestLoad, Ranking
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.lazy_heap import LazyHeap
 from vllm_batchllm.prefix.node import Load, PrefixNode, load_of
+from vllm_batchllm.prefix.readable import grouping_hashes
 from vllm_batchllm.prefix.traversal import DepthFirstWalk
 
 
@@ -97,8 +98,9 @@ class GroupQueue(Generic[R]):
         if self._ranking is not None:
             rank = self._ranking.rank(rank, request.num_tokens, self._num_tokens_arrived)
             self._num_tokens_arrived += request.num_tokens
-        if shares_prefixes(request):
-            self._forest.insert(request, request.block_hashes, rank, self._load(request))
+        hashes = grouping_hashes(request, self._forest.block_size)
+        if hashes:
+            self._forest.insert(request, hashes, rank, self._load(request, len(hashes)))
         else:
             self._unhashed.add(request, rank)
         if self._max_wait_s is not None:
@@ -241,8 +243,8 @@ class GroupQueue(Generic[R]):
     def _unhashed_key(self, request: R, rank: Any) -> Any:
         return self._order.key(LoneRequestLoad(1, self.expect(request), request.num_tokens, rank))
 
-    def _load(self, request: R) -> Load:
-        num_block_tokens = len(request.block_hashes) * self._forest.block_size
+    def _load(self, request: R, num_blocks: int) -> Load:
+        num_block_tokens = num_blocks * self._forest.block_size
         return load_of(self.expect(request), max(request.num_tokens - num_block_tokens, 0))
 
     def _overdue(self) -> R | None:
@@ -262,14 +264,3 @@ class GroupQueue(Generic[R]):
             timed = set(self._waiting_since)
             assert all(r in self._forest or r in self._unhashed for r in timed), "a stale time"
             assert len(timed) == len(self._forest) + len(self._unhashed), "a time is missing"
-
-
-def shares_prefixes(request: WaitingRequest) -> bool:
-    """Whether ``request`` can be grouped by its hashes.
-
-    Not without a full block; not if it may not read the prefix cache; and not a streaming
-    session, whose hashes are cut back when it goes on.
-    """
-    return bool(
-        request.block_hashes and not request.skip_reading_prefix_cache and not request.resumable
-    )

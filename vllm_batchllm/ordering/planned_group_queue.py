@@ -160,7 +160,7 @@ class PlannedGroupQueue(GroupQueue[R]):
         num_shared_tokens = (len(group.members) - 1) * prefix_tokens
         load = LoneRequestLoad(
             num_waiting=len(group.members),
-            num_output_tokens=sum(self._load(r).num_output_tokens for r in group.members),
+            num_output_tokens=sum(self._load(r, 0).num_output_tokens for r in group.members),
             num_prompt_tokens=sum(r.num_tokens for r in group.members) - num_shared_tokens,
             rank=min(self._rank_of[r] for r in group.members),
         )

@@ -121,9 +121,17 @@ def _with_our_config(create_engine_config: Any) -> Any:
         check_config(vllm_config)
         sizes.settle(vllm_config)
         _install_metrics()
+        _install_prompt_logprobs()
         return vllm_config
 
     return wrapped
+
+
+def _install_prompt_logprobs() -> None:
+    """Let requests say from which position on they want log-probabilities of their prompt."""
+    from vllm_batchllm.plugin.prompt_logprobs import install
+
+    install()
 
 
 def _install_metrics() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -24,6 +24,7 @@ from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.hints import hint_from
 from vllm_batchllm.compat.patching import substituted
+from vllm_batchllm.prefix.readable import marked_limit, readable_hashes
 
 RUNNING = RequestStatus.RUNNING
 
@@ -93,7 +94,8 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         admission = self.admission
         if request.status is RUNNING or admission is None or request.request_id in admission:
             return allocate()
-        step, candidate = admission.step, candidate_of(request, self.max_model_len)
+        step = admission.step
+        candidate = candidate_of(request, self.max_model_len, self.block_pool.hash_block_size)
         anything_running = bool(kwargs.get("has_scheduled_reqs", True))
         if kwargs.get("num_external_computed_tokens"):
             candidate = replace(candidate, holds_elsewhere=True)
@@ -109,6 +111,33 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         else:
             step.started(candidate)
         return blocks
+
+    # Looking up: a request that wants log-probabilities from a start on may find what lies before it.
+
+    def prefix_cache_lookup_enabled(self, request: Request) -> bool:
+        """vLLM's; also for a request of whose prompt a part may come from the cache."""
+        limit = marked_limit(request.sampling_params)
+        if limit is None:
+            return bool(super().prefix_cache_lookup_enabled(request))
+        return bool(self.enable_caching) and limit > 0
+
+    def get_computed_blocks(
+        self, request: Request, *args: Any, **kwargs: Any
+    ) -> tuple[KVCacheBlocks, int, int]:
+        """vLLM's; at most as many tokens as ``request`` may take from the cache."""
+        found: tuple[KVCacheBlocks, int, int] = super().get_computed_blocks(
+            _as_far_as_readable(request), *_within(request, args), **kwargs
+        )
+        return found
+
+    def get_computed_blocks_for_connector(
+        self, request: Request, *args: Any, **kwargs: Any
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        """vLLM's; at most as many tokens as ``request`` may take from the cache."""
+        found: tuple[KVCacheBlocks, int, int, bool] = super().get_computed_blocks_for_connector(
+            _as_far_as_readable(request), *_within(request, args), **kwargs
+        )
+        return found
 
     def free(self, request: Request) -> None:
         """vLLM's; the request has left."""
@@ -136,7 +165,7 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
 
 
 def installed_kv_cache_manager(
-    make_admission: Callable[[int], AdmissionController],
+    make_admission: Callable[[int], AdmissionController] | None,
     goes_first: Callable[[Request], bool],
 ) -> AbstractContextManager[None]:
     """Let a scheduler that is built inside use :class:`AdmissionControlledKVCacheManager`."""
@@ -146,8 +175,40 @@ def installed_kv_cache_manager(
     return substituted(scheduler_module, "KVCacheManager", manager)
 
 
-def candidate_of(request: Request, max_model_len: int) -> Candidate:
+class _ReadablePart:
+    """A request as a look-up sees it that ends before ``num_tokens``; else it is the request."""
+
+    def __init__(self, request: Request, num_tokens: int) -> None:
+        self._request = request
+        self.num_tokens = num_tokens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+def _as_far_as_readable(request: Request) -> Request:
+    """``request``, or what stands for it where only a part may come from the cache.
+
+    vLLM finds at most all tokens but the last, so what may be read is followed by one token more.
+    """
+    limit = marked_limit(request.sampling_params)
+    if limit is None:
+        return request
+    return cast(Request, _ReadablePart(request, min(limit + 1, request.num_tokens)))
+
+
+def _within(request: Request, longest: tuple[Any, ...]) -> tuple[Any, ...]:
+    """vLLM 0.33's further argument of a look-up, the longest hit, where one is given."""
+    limit = marked_limit(request.sampling_params)
+    if limit is None or not longest or longest[0] is None:
+        return longest
+    return (min(longest[0], limit), *longest[1:])
+
+
+def candidate_of(request: Request, max_model_len: int, block_size: int) -> Candidate:
     """What the admission may know of ``request``; ``max_model_len`` bounds its output.
+
+    block_size: tokens of a block hash.
 
     A bad hint counts as none: it was to be refused when the request arrived, and here it would
     take the whole engine down.
@@ -159,7 +220,7 @@ def candidate_of(request: Request, max_model_len: int) -> Candidate:
         hint = None
     return Candidate(
         request_id=request.request_id,
-        hashes=() if request.skip_reading_prefix_cache else request.block_hashes,
+        hashes=readable_hashes(request, block_size),
         num_prompt_tokens=request.num_prompt_tokens,
         num_tokens=request.num_tokens,
         max_tokens=max(min(request.max_tokens, max_model_len - request.num_prompt_tokens), 1),

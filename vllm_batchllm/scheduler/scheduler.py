@@ -33,6 +33,7 @@ from vllm_batchllm.kv_cache.block_pool import installed_block_pool
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.ordering.adapter_queue import AdapterSlots
 from vllm_batchllm.ordering.policies import make_order
+from vllm_batchllm.prefix.readable import unplaceable_start
 from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_kv_cache_manager
 from vllm_batchllm.scheduler.kv_capacity import max_tokens_held
 from vllm_batchllm.scheduler.layer_kinds import memory_model
@@ -82,12 +83,11 @@ class PrefixGroupMixin(Scheduler):
         with ExitStack() as stack:
             if shares_prefixes:
                 stack.enter_context(installed_block_pool())
-            if options is not None:
-                make = partial(self._make_admission, options)
+                make = partial(self._make_admission, options) if options is not None else None
                 stack.enter_context(installed_kv_cache_manager(make, self._goes_first))
             super().__init__(vllm_config, kv_cache_config, *args, **kwargs)
         self.admission: AdmissionController | None = (
-            self.kv_cache_manager.admission if options is not None else None
+            self.kv_cache_manager.admission if shares_prefixes else None
         )
         self.batchllm_counters.hash_block_size = self.hash_block_size
         self.batchllm_counters.kv_blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
@@ -234,7 +234,7 @@ class PrefixGroupMixin(Scheduler):
         """Tokens of output that ``request`` is expected to have, for orders that ask."""
         if self.admission is None:
             return int(request.max_tokens)
-        candidate = candidate_of(request, self.max_model_len)
+        candidate = candidate_of(request, self.max_model_len, self.hash_block_size)
         return self.admission.expected_output(candidate.expected_output, candidate.max_tokens)
 
     def _check_async_mode(self, vllm_config: VllmConfig) -> None:
@@ -279,7 +279,9 @@ class PrefixGroupMixin(Scheduler):
     def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:
         super()._update_request_as_session(session, update)
         if self.admission is not None:
-            self.admission.continued(candidate_of(session, self.max_model_len))
+            self.admission.continued(
+                candidate_of(session, self.max_model_len, self.hash_block_size)
+            )
         self._end_if_hopeless(session)
 
     def _end_if_hopeless(self, request: Request) -> None:
@@ -289,7 +291,7 @@ class PrefixGroupMixin(Scheduler):
             request.num_tokens,
             params.extra_args if params is not None else None,
             self.batchllm_counters.max_tokens_held,
-        )
+        ) or unplaceable_start(params, self.parallel_config.pipeline_parallel_size)
         if problem is not None:
             logger.warning("request %s ends with an error: %s", request.request_id, problem)
             end_with_error(self, request.request_id, problem)

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 from vllm.v1.request import Request
 
 from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
-from vllm_batchllm.ordering.group_queue import GroupQueue, shares_prefixes
+from vllm_batchllm.ordering.group_queue import GroupQueue
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.node import PrefixNode
 from vllm_batchllm.prefix.ranked_forest import RankedForest
+from vllm_batchllm.prefix.readable import grouping_hashes
 
 
 class WaitingDemand(Protocol):
@@ -53,8 +54,9 @@ class OneQueueDemand:
 
     def returned(self, request: Request, priority: int, rank: Any) -> None:
         """It has left the queue's forest, and waits in front."""
-        if shares_prefixes(request) and request not in self._returned:
-            self._returned.insert(request, request.block_hashes, rank)
+        hashes = grouping_hashes(request, self._returned.block_size)
+        if hashes and request not in self._returned:
+            self._returned.insert(request, hashes, rank)
 
     def left(self, request: Request) -> None:
         """The queue has taken it out of its forest."""
@@ -82,13 +84,15 @@ class RankedDemand:
 
     def arrived(self, request: Request, priority: int, rank: Any) -> None:
         """One more waits."""
-        if shares_prefixes(request):
-            self._forest.insert(request, request.block_hashes, (priority, 1, rank))
+        hashes = grouping_hashes(request, self._forest.block_size)
+        if hashes:
+            self._forest.insert(request, hashes, (priority, 1, rank))
 
     def returned(self, request: Request, priority: int, rank: Any) -> None:
         """One that was skipped is here still."""
-        if shares_prefixes(request) and request not in self._forest:
-            self._forest.insert(request, request.block_hashes, (priority, 0, rank))
+        hashes = grouping_hashes(request, self._forest.block_size)
+        if hashes and request not in self._forest:
+            self._forest.insert(request, hashes, (priority, 0, rank))
 
     def left(self, request: Request) -> None:
         """One fewer waits."""
