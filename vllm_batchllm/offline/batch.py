@@ -11,6 +11,7 @@ from vllm.outputs import RequestOutput
 
 from vllm_batchllm.offline.duplicates import DuplicateTable
 from vllm_batchllm.offline.outputs import FailedRequestOutput, answer_duplicate
+from vllm_batchllm.prefix.readable import readable_tokens, start_from
 
 EngineInput = tuple[Any, Any, int]
 """A rendered prompt, its sampling parameters and its priority."""
@@ -41,7 +42,8 @@ class Batch:
     """Requests queued since the last run of the engine.
 
     tokens, namespaces: prompt token ids of the computed requests and what keeps them from
-    sharing (adapter, salt, images), for the optimum. lookahead: requests in the engine at most, None
+    sharing (adapter, salt, images), for the optimum. limits: tokens that each may read from the cache at
+    most, None for all. lookahead: requests in the engine at most, None
     for all. backlog: requests not yet rendered
     because of the look-ahead; iterating queues one at a time and gives its id. While there is
     one, finished answers are kept for duplicates that are still to come. stand_ins: requests computed
@@ -57,6 +59,7 @@ class Batch:
     engine_ids: set[str] = field(default_factory=set)
     tokens: list[Sequence[int]] = field(default_factory=list)
     namespaces: list[Hashable] = field(default_factory=list)
+    limits: list[int | None] = field(default_factory=list)
     lookahead: int | None = None
     backlog: Iterator[str] | None = None
     answered: dict[str, RequestOutput] = field(default_factory=dict)
@@ -91,6 +94,7 @@ class Batch:
         self.engine_ids.difference_update(call.engine_ids)
         del self.failures[call.num_failures :]
         del self.tokens[call.num_tokens :], self.namespaces[call.num_tokens :]
+        del self.limits[call.num_tokens :]
         self.num_duplicates -= len(call.followed)
         self.num_expected, self.num_unshared = call.num_expected, call.num_unshared
         return call.engine_ids
@@ -123,10 +127,13 @@ class Batch:
         """Note a request that the engine will compute."""
         self.engine_ids.add(engine_id)
         self.call.engine_ids.append(engine_id)
-        self.num_unshared += bool(getattr(params, "skip_reading_prefix_cache", None))
         num_samples = getattr(params, "n", 1)
-        self.tokens += [prompt.get("prompt_token_ids") or ()] * num_samples
-        self.namespaces += [_namespace(prompt, lora, params)] * num_samples
+        tokens = prompt.get("prompt_token_ids") or ()
+        limit = _limit(params, len(tokens))
+        self.num_unshared += limit == 0
+        self.tokens += [tokens] * num_samples
+        self.namespaces += [_namespace(prompt, lora, reads=limit != 0)] * num_samples
+        self.limits += [limit] * num_samples
 
     def finish(self, output: Any) -> list[Any]:
         """Book a finished output; returns it with the answers of its duplicates."""
@@ -161,9 +168,17 @@ class Batch:
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
-def _namespace(prompt: Mapping[str, Any], lora: Any, params: Any) -> Hashable:
+def _limit(params: Any, num_tokens: int) -> int | None:
+    """Prompt tokens that a request may read from the cache, which the engine has taken; None for all."""
+    start = start_from(params, num_tokens)
+    if start is not None:
+        return readable_tokens(params, start)
+    return 0 if getattr(params, "skip_reading_prefix_cache", None) else None
+
+
+def _namespace(prompt: Mapping[str, Any], lora: Any, *, reads: bool) -> Hashable:
     """Requests share a prefix only if these are equal."""
-    if getattr(params, "skip_reading_prefix_cache", None) or prompt.get("type") == "embeds":
+    if not reads or prompt.get("type") == "embeds":
         return object()
     images = prompt.get("mm_hashes")
     return (

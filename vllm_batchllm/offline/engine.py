@@ -62,7 +62,7 @@ class OfflineEngine(StockLLM):
             self._last_report = make_report(
                 counters,
                 optimal_saved_tokens=optimal_saved_tokens(
-                    batch.tokens, int(counters.hash_block_size), batch.namespaces
+                    batch.tokens, int(counters.hash_block_size), batch.namespaces, batch.limits
                 ),
                 num_requests=batch.num_finished,
                 num_failed=len(batch.failures),

@@ -25,7 +25,8 @@ class BatchReport:
     optimal_saved_ratio: the best possible for this batch on its own, at block granularity, with
         unlimited memory; or what was saved, if blocks of an earlier batch have made it more.
     num_unshared: requests for which vLLM reads nothing from the cache, because they ask for prompt
-        log-probabilities or for just that; counted in ``num_requests``, and nothing is possible for them.
+        log-probabilities without a start behind which they are wanted (``prompt_logprobs_start``), or for
+        just that; counted in ``num_requests``, and nothing is possible for them.
     steps, tokens_per_step: engine steps, and prompt plus output tokens per step.
     plan_s: seconds spent on ordering requests, inside ``makespan_s``: the time from the first
         step to the last output.

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The best possible saving of a batch, the yardstick that every measured saving is held against.
 
-With unlimited memory the best order is prefix order (a prompt before its extensions, neighbours
-sharing as much as possible). In that order a request can hit exactly the full blocks it shares
-with its predecessor, so one sort and one comparison per neighbour give the optimum.
+With unlimited memory a block is computed once, and by everybody who may not read it: who has no more than it, or
+wants the log-probabilities of its tokens. If those who may read least go first, no reader comes too early for
+any block. So the saving is what all may read, less the distinct blocks that only readers have; one sort and one
+comparison per neighbour count them.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -57,18 +58,21 @@ def optimal_saving(
     prompts: Sequence[Sequence[int]],
     block_size: int,
     namespaces: Sequence[Hashable] | None = None,
+    limits: Sequence[int | None] | None = None,
 ) -> Saving:
     """Return the best possible saving at KV-block granularity with unlimited memory.
 
-    The requests are walked in prefix order; each may hit every full block already seen, but never
-    its whole prompt, since at least its last token is computed: a hit is at most
-    `(len - 1) // block_size * block_size` tokens. The order of `prompts` does not matter.
+    Each request may hit every full block that another has, but never its whole prompt, since at least
+    its last token is computed: a hit is at most `(len - 1) // block_size * block_size` tokens. The
+    order of `prompts` does not matter.
 
     Args:
         prompts: token ids of each request.
         block_size: tokens per KV block.
         namespaces: one value per request (LoRA, cache salt); requests whose values differ share
             nothing. None puts all of them into one namespace.
+        limits: tokens that each request may read from the cache at most, None for no limit; None for
+            no limit anywhere.
 
     Raises:
         ValueError: `block_size` is below 1, `namespaces` has another length than `prompts`, or a
@@ -77,37 +81,73 @@ def optimal_saving(
     check_block_size(block_size)
     if namespaces is not None and len(namespaces) != len(prompts):
         raise ValueError(f"{len(namespaces)} namespaces were given for {len(prompts)} prompts")
-    counts: defaultdict[Hashable, Counter[bytes]] = defaultdict(Counter)
-    prompt_tokens = 0
+    if limits is not None and len(limits) != len(prompts):
+        raise ValueError(f"{len(limits)} limits were given for {len(prompts)} prompts")
+    least: defaultdict[Hashable, dict[bytes, int]] = defaultdict(dict)
+    prompt_tokens = readable_blocks = 0
     for index, prompt in enumerate(prompts):
         prompt_tokens += len(prompt)
-        counts[None if namespaces is None else namespaces[index]][pack_tokens(prompt)] += 1
-    saved_blocks = sum(_saved_blocks(counter, block_size) for counter in counts.values())
-    return Saving(prompt_tokens, saved_blocks * block_size)
+        limit = limits[index] if limits is not None else None
+        num_blocks = _readable_blocks(len(prompt), limit, block_size)
+        readable_blocks += num_blocks
+        of_namespace = least[None if namespaces is None else namespaces[index]]
+        packed = pack_tokens(prompt)
+        of_namespace[packed] = min(num_blocks, of_namespace.get(packed, num_blocks))
+    once = sum(_read_by_all(of_namespace, block_size) for of_namespace in least.values())
+    return Saving(prompt_tokens, (readable_blocks - once) * block_size)
 
 
 def optimal_saved_tokens(
     prompts: Sequence[Sequence[int]],
     block_size: int,
     namespaces: Sequence[Hashable] | None = None,
+    limits: Sequence[int | None] | None = None,
 ) -> int:
     """Return only the saved tokens of `optimal_saving`, with the same arguments and errors."""
-    return optimal_saving(prompts, block_size, namespaces).saved_tokens
+    return optimal_saving(prompts, block_size, namespaces, limits).saved_tokens
 
 
-def _saved_blocks(counts: Counter[bytes], block_size: int) -> int:
-    """Return the blocks saved over distinct packed prompts of one namespace and their counts."""
+def _readable_blocks(num_tokens: int, limit: int | None, block_size: int) -> int:
+    """Whole blocks that a prompt may read at most."""
+    most = max(num_tokens - 1, 0)
+    return (most if limit is None else min(most, limit)) // block_size
+
+
+def _read_by_all(least: dict[bytes, int], block_size: int) -> int:
+    """Return how many distinct blocks nobody has who may not read them: one reader computes each.
+
+    least: blocks that the distinct packed prompts of one namespace may read, by the request of that
+    prompt that may read least.
+    """
     block_bytes = block_size * TOKEN_BYTES
-    saved = 0
+    count = 0
+    # Open runs of blocks on the path of the latest prompt: where each begins, and the least that
+    # anybody on it may read. Any order that keeps shared prefixes together will do; that of the packed
+    # bytes is one, and it compares with memcmp.
+    runs: list[tuple[int, int]] = []
     previous = b""
-    # Any order that puts a prefix before its extensions and keeps shared prefixes together will
-    # do; that of the packed bytes is one of them, and it compares with memcmp.
-    for prompt in sorted(counts):
-        largest_hit = max(len(prompt) - TOKEN_BYTES, 0) // block_bytes
-        saved += min(shared_blocks(previous, prompt, block_bytes), largest_hit)
-        saved += (counts[prompt] - 1) * largest_hit
+    for prompt in sorted(least):
+        shared = shared_blocks(previous, prompt, block_bytes)
+        count += _close(runs, shared, len(previous) // block_bytes)
+        runs.append((shared, least[prompt]))
         previous = prompt
-    return saved
+    return count + _close(runs, 0, len(previous) // block_bytes)
+
+
+def _close(runs: list[tuple[int, int]], end: int, last: int) -> int:
+    """End all runs at block `end`, the deepest at `last`; return their blocks that all may read."""
+    count = 0
+    while runs:
+        start, least = runs[-1]
+        begin = max(start, end)
+        count += max(min(last, least) - begin, 0)
+        last = begin
+        if start < end:
+            break
+        runs.pop()
+        if runs:
+            runs[-1] = (runs[-1][0], min(runs[-1][1], least))
+    return count
 
 
 def shared_blocks(left: bytes, right: bytes, block_bytes: int) -> int:
