@@ -81,3 +81,51 @@ ENGINE: tuple[VLLMSymbol, ...] = (
         since="0.33",
     ),
 )
+
+PROCESSOR = "vllm.v1.engine.logprobs:LogprobsProcessor"
+UNTIL_START = "vLLM has a start for prompt_logprobs and reads the cache before it"
+
+PROMPT_LOGPROBS: tuple[VLLMSymbol, ...] = (
+    VLLMSymbol(
+        "vllm.v1.engine.output_processor:LogprobsProcessor",
+        why="check the start of a request before the engine gets it, and place its values",
+        how="the name is replaced by a subclass once our scheduler is chosen",
+        until=UNTIL_START,
+    ),
+    VLLMSymbol(
+        f"{PROCESSOR}.from_new_request",
+        why="the one place of the front end that sees a request before the engine does",
+        how="overridden; calls super; extra_args and skip_reading_prefix_cache of a request with a start "
+        "are set",
+        until=UNTIL_START,
+        parameters=("tokenizer", "request"),
+    ),
+    VLLMSymbol(
+        f"{PROCESSOR}._update_prompt_logprobs",
+        why="rows belong to the last positions, whatever the model runner sends before them",
+        how="overridden; fills prompt_logprobs with None up to the start and calls super with the last rows",
+        until=UNTIL_START,
+        parameters=("prompt_logprobs_tensors",),
+    ),
+    VLLMSymbol(
+        f"{PROCESSOR}._get_sampled_context_ids",
+        why="tokens before the start have no values to be read from, and a cut character needs them",
+        how="overridden; calls super for requests without a start",
+        until=UNTIL_START,
+        parameters=("logprobs_source", "max_context"),
+    ),
+    VLLMSymbol(
+        "vllm.v1.outputs:LogprobsTensors",
+        why="the rows of a prompt",
+        how="its first three fields are cut to the last rows",
+        until=UNTIL_START,
+        parameters=("logprob_token_ids", "logprobs", "selected_token_ranks"),
+    ),
+    VLLMSymbol(
+        "vllm.v1.engine:EngineCoreRequest",
+        why="the request as the front end hands it on",
+        how="prompt_token_ids, sampling_params and resumable are read",
+        until=UNTIL_START,
+        parameters=("prompt_token_ids", "sampling_params", "resumable"),
+    ),
+)

@@ -8,6 +8,11 @@ from vllm_symbol import VLLMSymbol
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 MANAGER = "vllm.v1.core.kv_cache_manager:KVCacheManager"
 UNTIL_ADMISSION = "vLLM offers a hook that may refuse an admission"
+UNTIL_START = "vLLM has a start for prompt_logprobs and reads the cache before it"
+LOOKUP = (
+    "overridden; calls super with the request as one that ends behind what may be read, and from 0.33 on "
+    "with the smaller of two longest hits"
+)
 UNTIL_PUBLIC = "vLLM has a public scheduler interface"
 
 SCHEDULING: tuple[VLLMSymbol, ...] = (
@@ -76,6 +81,20 @@ SCHEDULING: tuple[VLLMSymbol, ...] = (
             parameters=("request",),
         )
         for name in ("free", "pop_blocks_for_free")
+    ),
+    *(
+        VLLMSymbol(
+            f"{MANAGER}.{name}",
+            why="a request that wants log-probabilities from a start on may find what lies before it",
+            how=how,
+            until=UNTIL_START,
+            parameters=("request",),
+        )
+        for name, how in (
+            ("prefix_cache_lookup_enabled", "overridden; calls super for requests without a start"),
+            ("get_computed_blocks", LOOKUP),
+            ("get_computed_blocks_for_connector", LOOKUP),
+        )
     ),
     *(
         VLLMSymbol(

@@ -8,13 +8,20 @@ up every entry on the vLLM that is installed; ``drift.py`` tells what has change
 from __future__ import annotations
 
 from entries_attributes import ATTRIBUTES
-from entries_engine import ENGINE
+from entries_engine import ENGINE, PROMPT_LOGPROBS
 from entries_kv_cache import KV_CACHE
 from entries_llm import LLM
 from entries_scheduler import SCHEDULING
 from entries_stats import STATS
 from vllm_symbol import Entry, VLLMSymbol
 
-SYMBOLS: tuple[VLLMSymbol, ...] = (*SCHEDULING, *KV_CACHE, *ENGINE, *LLM, *STATS)
+SYMBOLS: tuple[VLLMSymbol, ...] = (
+    *SCHEDULING,
+    *KV_CACHE,
+    *ENGINE,
+    *PROMPT_LOGPROBS,
+    *LLM,
+    *STATS,
+)
 
 LEDGER: tuple[Entry, ...] = (*SYMBOLS, *ATTRIBUTES)

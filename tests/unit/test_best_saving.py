@@ -51,30 +51,26 @@ def test_no_order_of_arrival_saves_more(prompts: list[Prompt], block_size: int) 
     assert optimal_saved_tokens(prompts, block_size) == best
 
 
-def saved_within_limits(
-    prompts: Sequence[tuple[Prompt, int | None]], block_size: int
-) -> int:
+def saved_within_limits(prompts: Sequence[tuple[Prompt, int | None]], block_size: int) -> int:
     """As ``saved_in_order``, where a request may read so many tokens at most."""
     seen: set[tuple[int, ...]] = set()
     saved = 0
     for prompt, limit in prompts:
         most = len(prompt) - 1 if limit is None else min(limit, len(prompt) - 1)
         ends = range(block_size, len(prompt) + 1, block_size)
-        saved += max((end for end in ends if tuple(prompt[:end]) in seen and end <= most), default=0)
+        saved += max(
+            (end for end in ends if tuple(prompt[:end]) in seen and end <= most), default=0
+        )
         seen.update(tuple(prompt[:end]) for end in ends)
     return saved
 
 
-@given(
-    st.lists(st.tuples(PROMPT, st.none() | st.integers(0, 9)), max_size=5), BLOCK_SIZE
-)
+@given(st.lists(st.tuples(PROMPT, st.none() | st.integers(0, 9)), max_size=5), BLOCK_SIZE)
 @settings(max_examples=400)
 def test_no_order_saves_more_where_requests_may_not_read_all(
     limited: list[tuple[Prompt, int | None]], block_size: int
 ) -> None:
-    best = max(
-        saved_within_limits(order, block_size) for order in itertools.permutations(limited)
-    )
+    best = max(saved_within_limits(order, block_size) for order in itertools.permutations(limited))
     prompts, limits = [prompt for prompt, _ in limited], [limit for _, limit in limited]
     assert optimal_saved_tokens(prompts, block_size, limits=limits) == best
 

@@ -51,7 +51,11 @@ class StartedLogprobsProcessor(LogprobsProcessor):
         num_positions = len(self._prompt) - max(self._start, 1)
         num_rows = min(len(rows.logprobs), num_positions)
         if num_rows < num_positions:
-            logger.error("%d of %d log-probabilities of a prompt are missing", num_positions - num_rows, num_positions)
+            logger.error(
+                "%d of %d log-probabilities of a prompt are missing",
+                num_positions - num_rows,
+                num_positions,
+            )
         while len(self.prompt_logprobs) < len(self._prompt) - num_rows:
             self.prompt_logprobs.append(None)
         first = len(rows.logprobs) - num_rows
@@ -89,7 +93,9 @@ def mark_start(request: EngineCoreRequest) -> int | None:
     try:
         start = start_from(params, len(request.prompt_token_ids or ()))
         if request.resumable:
-            raise ValueError(f"{START} = {start} is not served for streaming sessions, whose prompt goes on")
+            raise ValueError(
+                f"{START} = {start} is not served for streaming sessions, whose prompt goes on"
+            )
     except ValueError as error:
         raise VLLMValidationError(str(error), parameter=START) from None
     assert start is not None and params is not None

@@ -52,7 +52,9 @@ def start_from(params: Any, num_prompt_tokens: int) -> int | None:
         return None
     start = extra_args[START]
     if not num_prompt_tokens:
-        raise ValueError(f"{START} = {clip(start)} needs a prompt of tokens; prompt embeddings have none")
+        raise ValueError(
+            f"{START} = {clip(start)} needs a prompt of tokens; prompt embeddings have none"
+        )
     if not isinstance(start, Integral) or isinstance(start, bool) or int(start) < 0:
         raise ValueError(
             f"{START} = {clip(start)} is not allowed; allowed: a whole number from 0 to "
@@ -64,7 +66,9 @@ def start_from(params: Any, num_prompt_tokens: int) -> int | None:
             f"position is {num_prompt_tokens - 1}"
         )
     if params.prompt_logprobs is None and _scored_ids(params) is None:
-        raise ValueError(f"{START} = {clip(start)} is given without prompt_logprobs; set both, or none")
+        raise ValueError(
+            f"{START} = {clip(start)} is given without prompt_logprobs; set both, or none"
+        )
     return int(start)
 
 
