@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from vllm_batchllm.offline.engine import OfflineEngine
+from vllm_batchllm.offline.likelihood import Likelihood, Pair, likelihood_of, scoring_requests
+from vllm_batchllm.offline.likelihood_input import PairMaker, TextOrTokens, prefix_token_of
+from vllm_batchllm.offline.outputs import FailedRequestOutput
 
 
 class LLM(OfflineEngine):
@@ -23,3 +29,104 @@ class LLM(OfflineEngine):
             model folder that is missing or has no config.
         UnsupportedVLLMError: the installed vLLM is outside the supported range.
     """
+
+    def loglikelihood(
+        self,
+        contexts: Sequence[TextOrTokens],
+        continuations: Sequence[TextOrTokens],
+        *,
+        add_special_tokens: bool = False,
+        **kwargs: Any,
+    ) -> list[Likelihood | FailedRequestOutput]:
+        """How likely each continuation is behind its context.
+
+        Contexts are computed once, however many continuations and other contexts share them, and pairs
+        that are equal or differ in their last token only are one request.
+
+        Args:
+            contexts, continuations: texts or token ids, equally many. Behind an empty context the
+                tokenizer's token for the beginning of a text is put, or that for its end.
+            add_special_tokens: whether texts get the tokenizer's special tokens.
+            **kwargs: ``use_tqdm``, ``lora_request`` and what else ``generate`` takes for all prompts.
+
+        Returns:
+            In the caller's order; a pair that is refused (an empty continuation, longer than the model
+            takes, ...) has a :class:`FailedRequestOutput` in its place.
+
+        Raises:
+            ValueError: the lists differ in length, or not one pair could be accepted.
+        """
+        if len(contexts) != len(continuations):
+            raise ValueError(
+                f"{len(contexts)} contexts were given for {len(continuations)} continuations"
+            )
+        maker = self._pair_maker(add_special_tokens)
+        results: list[Any] = [None] * len(contexts)
+        pairs: dict[int, Pair] = {}
+        for place, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+            try:
+                pairs[place] = maker.pair(context, continuation)
+            except ValueError as error:
+                results[place] = FailedRequestOutput(str(place), context, error)
+        if results and not pairs:
+            raise results[0].error
+        for place, result in self._score(pairs, **kwargs).items():
+            results[place] = result
+        return results
+
+    def loglikelihood_rolling(
+        self, texts: Sequence[TextOrTokens], *, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[Likelihood | FailedRequestOutput]:
+        """How likely each text is as a whole: all its tokens behind those before them.
+
+        A text that is longer than the model takes is scored in windows, every token once. Arguments,
+        results and errors as in :meth:`loglikelihood`.
+        """
+        maker = self._pair_maker(add_special_tokens)
+        results: list[Any] = [None] * len(texts)
+        windows: list[tuple[int, Pair]] = []
+        for place, text in enumerate(texts):
+            try:
+                windows += [(place, pair) for pair in maker.windows(text)]
+            except ValueError as error:
+                results[place] = FailedRequestOutput(str(place), text, error)
+        if results and not windows:
+            raise results[0].error
+        scored = self._score({n: pair for n, (_, pair) in enumerate(windows)}, **kwargs)
+        for number, (place, _) in enumerate(windows):
+            results[place] = _joined(results[place], scored[number])
+        return results
+
+    def _pair_maker(self, add_special_tokens: bool) -> PairMaker:
+        tokenizer = self.get_tokenizer()
+
+        def encode(text: str) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+        return PairMaker(encode, prefix_token_of(tokenizer), int(self.model_config.max_model_len))
+
+    def _score(self, pairs: dict[int, Pair], **kwargs: Any) -> dict[int, Any]:
+        """Likelihoods, or failed outputs, of pairs by their places."""
+        requests = scoring_requests(pairs)
+        outputs = self.generate(
+            [{"prompt_token_ids": request.prompt} for request in requests],
+            [request.params() for request in requests],
+            **kwargs,
+        )
+        return {
+            place: output
+            if isinstance(output, FailedRequestOutput)
+            else likelihood_of(pairs[place], output)
+            for request, output in zip(requests, outputs, strict=True)
+            for place in request.members
+        }
+
+
+def _joined(before: Any, window: Any) -> Any:
+    """The likelihood of a text up to the end of ``window``, or the failure of a part of it."""
+    if before is None or isinstance(window, FailedRequestOutput):
+        return window
+    if isinstance(before, FailedRequestOutput):
+        return before
+    values = (*before.token_logprobs, *window.token_logprobs)
+    return Likelihood(sum(values), values, before.is_greedy and window.is_greedy)

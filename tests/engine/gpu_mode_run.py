@@ -23,10 +23,38 @@ def outcome(llm: Any, load: dict[str, Any]) -> dict[str, Any]:
     return {
         "tokens": tokens(outputs),
         "num_computed": num_computed(outputs),
+        "values": values(llm, load["prompts"], load["starts"]),
         "scheduler": type(scheduler).__name__,
         "runners": [each.__module__ for each in type(worker.model_runner).__mro__],
         "num_left": len(scheduler.requests) + len(scheduler.waiting) + len(scheduler.running),
     }
+
+
+def values(llm: Any, prompts: list[list[int]], starts: list[int]) -> list[list[Any]]:
+    """Log-probabilities of prompts from starts on, the prefix cache warm; stock gives all of them."""
+    from vllm import SamplingParams
+
+    ours = hasattr(llm, "report")
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=1,
+            prompt_logprobs=1,
+            detokenize=False,
+            extra_args={"prompt_logprobs_start": start} if ours else None,
+        )
+        for start in starts
+    ]
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    outputs = llm.generate(inputs, params, use_tqdm=False)
+    assert not ours or all(output.num_cached_tokens for output in outputs), "the cache was not used"
+    return [
+        [
+            each and sorted((token, one.rank, round(one.logprob, 4)) for token, one in each.items())
+            for each in output.prompt_logprobs
+        ]
+        for output in outputs
+    ]
 
 
 def main(model: str, load_file: Path, result: Path) -> None:

@@ -18,7 +18,9 @@ def test_v2_runner_answers_as_stock_and_computes_less(
     tiny_model: str, tmp_path: Path, is_async: bool
 ) -> None:
     engine = {"async_scheduling": is_async}
-    load = {"prompts": documents(), "max_tokens": 12, "engine": engine}
+    prompts = documents()
+    starts = [len(prompt) - 5 for prompt in prompts]
+    load = {"prompts": prompts, "starts": starts, "max_tokens": 12, "engine": engine}
     found = run_alone("gpu_mode_run.py", tiny_model, load, tmp_path, **AS_ON_GPUS)
     stock, ours = found["stock"], found["ours"]
     assert V2_RUNNER in stock["runners"] and V2_RUNNER in ours["runners"]
@@ -27,3 +29,6 @@ def test_v2_runner_answers_as_stock_and_computes_less(
     assert ours["tokens"] == stock["tokens"]
     assert ours["num_computed"] < 0.8 * stock["num_computed"]
     assert ours["num_left"] == 0
+    for ours_at, stock_at, start in zip(ours["values"], stock["values"], starts, strict=True):
+        assert ours_at[start:] == stock_at[start:]
+        assert ours_at[:start] == [None] * start and None not in stock_at[1:]

@@ -67,9 +67,7 @@ class StartedLogprobsProcessor(LogprobsProcessor):
             )
         )
 
-    def _get_sampled_context_ids(  # type: ignore[override]  # static there, called on self
-        self, logprobs_source: Any, max_context: int = 4
-    ) -> list[int]:
+    def _get_sampled_context_ids(self, logprobs_source: Any, max_context: int = 4) -> list[int]:
         """vLLM's; in front of the start there are no values to read the tokens from, so the prompt says them."""
         if self._prompt is None or logprobs_source is not self.prompt_logprobs:
             context: list[int] = super()._get_sampled_context_ids(logprobs_source, max_context)

@@ -55,7 +55,8 @@ def start_from(params: Any, num_prompt_tokens: int) -> int | None:
         raise ValueError(
             f"{START} = {clip(start)} needs a prompt of tokens; prompt embeddings have none"
         )
-    if not isinstance(start, Integral) or isinstance(start, bool) or int(start) < 0:
+    is_number = isinstance(start, Integral) and not isinstance(start, bool)  # numpy's, too
+    if not is_number or int(start) < 0:
         raise ValueError(
             f"{START} = {clip(start)} is not allowed; allowed: a whole number from 0 to "
             f"{num_prompt_tokens - 1} (a position in the prompt)"
