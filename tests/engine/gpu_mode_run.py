@@ -23,7 +23,7 @@ def outcome(llm: Any, load: dict[str, Any]) -> dict[str, Any]:
     return {
         "tokens": tokens(outputs),
         "num_computed": num_computed(outputs),
-        "values": values(llm, load["prompts"], load["starts"]),
+        "values": values(llm, load["scored"], load["starts"]),
         "scheduler": type(scheduler).__name__,
         "runners": [each.__module__ for each in type(worker.model_runner).__mro__],
         "num_left": len(scheduler.requests) + len(scheduler.waiting) + len(scheduler.running),
@@ -47,7 +47,8 @@ def values(llm: Any, prompts: list[list[int]], starts: list[int]) -> list[list[A
     ]
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
     outputs = llm.generate(inputs, params, use_tqdm=False)
-    assert not ours or all(output.num_cached_tokens for output in outputs), "the cache was not used"
+    num_with_hits = sum(bool(output.num_cached_tokens) for output in outputs)
+    assert num_with_hits > len(outputs) / 2 if ours else not num_with_hits
     return [
         [
             each and sorted((token, one.rank, round(one.logprob, 4)) for token, one in each.items())
