@@ -51,6 +51,53 @@ def test_openai_client_gets_stocks_answers_group_by_group(server, stock) -> None
     assert answers == [output.outputs[0].text for output in expected]
 
 
+def test_log_probabilities_from_a_start_on_are_stocks(server, stock) -> None:
+    """Over HTTP, by completions with and without echo and by chat, from the cache."""
+    from openai import BadRequestError, OpenAI
+    from vllm import SamplingParams
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    prompts = [[40 + n % 400 for n in range(300)] + [7, 11, 100 + q, 13] for q in range(4)]
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    expected = stock.generate(inputs, params, use_tqdm=False)
+    before = scrape(server)
+
+    def ask(prompt: list[int], start: object, **fields: object) -> dict:
+        body = {"vllm_xargs": {"prompt_logprobs_start": start}} | fields
+        answer = client.completions.create(
+            model=SERVED_NAME, prompt=prompt, max_tokens=1, temperature=0, extra_body=body
+        )
+        return answer.model_dump()["choices"][0]
+
+    for prompt, whole in zip(prompts, expected, strict=True):
+        stocks = [whole.prompt_logprobs[at][prompt[at]].logprob for at in range(300, 304)]
+        found = ask(prompt, 300, prompt_logprobs=1)["prompt_logprobs"]
+        assert found[:300] == [None] * 300 and len(found) == 304
+        ours = [found[at][str(prompt[at])]["logprob"] for at in range(300, 304)]
+        assert ours == pytest.approx(stocks, abs=1e-5)
+        echoed = ask(prompt, 300, echo=True, logprobs=1)["logprobs"]["token_logprobs"]
+        assert echoed[:300] == [None] * 300
+        assert echoed[300:304] == pytest.approx(stocks, abs=1e-5)
+    after = scrape(server)
+    computed = "vllm_batchllm:computed_prompt_tokens_total"
+    assert after[computed] - before[computed] < 304 + 7 * 40, (
+        "the prefix did not come from the cache"
+    )
+    for bad in (304, -1, 1.5, "300"):
+        with pytest.raises(BadRequestError, match="prompt_logprobs_start"):
+            ask(prompts[0], bad, prompt_logprobs=1)
+    with pytest.raises(BadRequestError, match="without prompt_logprobs"):
+        ask(prompts[0], 3)
+    chat = client.chat.completions.create(
+        model=SERVED_NAME,
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        max_tokens=1,
+        extra_body={"prompt_logprobs": 0, "vllm_xargs": {"prompt_logprobs_start": 9}},
+    ).model_dump()
+    assert chat["prompt_logprobs"][:9] == [None] * 9 and None not in chat["prompt_logprobs"][9:]
+
+
 def test_chat_and_a_bad_request(server) -> None:
     from openai import BadRequestError, OpenAI
 
