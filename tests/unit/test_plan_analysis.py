@@ -144,6 +144,7 @@ def test_the_json_holds_every_figure() -> None:
         "num_duplicates": 2,
         "num_groups": 1,
         "levels": False,
+        "num_unread": 0,
         "groups": [
             {
                 "level": 0,

@@ -165,7 +165,9 @@ class _Session:
             num_requests=batch.num_requests,
             prompt_tokens=batch.prompt_tokens,
             output_tokens=batch.output_tokens,
-            optimal_saved_tokens=optimal_saved_tokens(batch.prompts, spec.block_size),
+            optimal_saved_tokens=optimal_saved_tokens(
+                batch.prompts, spec.block_size, limits=batch.limits
+            ),
         )
         self._sizes: dict[str, dict[str, float]] = {}
         self._runs: list[RunMetrics] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_batchllm.prefix.readable import START
 from vllm_batchllm.workloads.batch import Batch
 
 #: Key in `SamplingParams.extra_args` that the forced-stop processor reads, tokens.
@@ -17,6 +18,18 @@ def sampling_params(batch: Batch) -> list[Any]:
     """One `SamplingParams` per request, in the batch's order."""
     from vllm import SamplingParams
 
+    if batch.starts is not None:
+        return [
+            SamplingParams(
+                temperature=0,
+                max_tokens=n,
+                ignore_eos=True,
+                detokenize=False,
+                prompt_logprobs=1,
+                extra_args={START: start},
+            )
+            for n, start in zip(batch.output_lens, batch.starts, strict=True)
+        ]
     if batch.lengths_known:
         return [
             SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False)

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_batchllm.input.rendering import PLAIN, Rendering, UnreadableFieldError, rendering_of
+from vllm_batchllm.input.scoring import readable_tokens_of
 from vllm_batchllm.messages import clip
 from vllm_batchllm.prefix.best_saving import TOKEN_TYPECODE, pack_tokens
 
@@ -59,6 +60,7 @@ class PlanRequest:
         content: text, a conversation, or token ids in an array of 32-bit integers.
         namespace: requests whose namespaces differ share no blocks (model and cache salt).
         max_tokens: the output length it allows, None if it states none.
+        readable: prompt tokens that it may read from a cache at most, None for all of them.
         is_openai: it is the body of an OpenAI batch line.
         rendering: how it becomes tokens, where it says so itself.
     """
@@ -69,6 +71,7 @@ class PlanRequest:
     max_tokens: int | None
     is_openai: bool = False
     rendering: Rendering = PLAIN
+    readable: int | None = None
 
 
 def parse_request(line: int, text: str) -> PlanRequest:
@@ -86,7 +89,8 @@ def parse_request(line: int, text: str) -> PlanRequest:
     body = _body(record)
     try:
         rendering = rendering_of(body)
-    except UnreadableFieldError as error:
+        readable = readable_tokens_of(body)
+    except (UnreadableFieldError, ValueError) as error:
         raise BadLineError(str(error)) from None
     return PlanRequest(
         line,
@@ -95,6 +99,7 @@ def parse_request(line: int, text: str) -> PlanRequest:
         _max_tokens(body),
         is_openai=body is not record,
         rendering=rendering,
+        readable=readable,
     )
 
 

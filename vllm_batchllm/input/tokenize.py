@@ -26,11 +26,15 @@ _BATCH_SIZE = 512
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRequest:
-    """One request as token ids, in an array of 32-bit integers; equal prompts may share it."""
+    """One request as token ids, in an array of 32-bit integers; equal prompts may share it.
+
+    readable: prompt tokens that it may read from a cache at most, None for all of them.
+    """
 
     tokens: array[int]
     namespace: bytes
     max_tokens: int | None
+    readable: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,9 @@ def tokenize_requests(
                 tokens = _cut(tokens, request.rendering, tokenizer)
             if tokens:
                 result.requests.append(
-                    TokenizedRequest(tokens, request.namespace, request.max_tokens)
+                    TokenizedRequest(
+                        tokens, request.namespace, request.max_tokens, request.readable
+                    )
                 )
             elif tokens is not None:
                 result.bad_lines.append(BadLine(request.line, "the prompt has no tokens"))

@@ -58,6 +58,8 @@ class Plan:
         max_output_tokens: sum of the output limits that the requests state.
         block_size: tokens per KV block.
         optimal_saved_tokens, optimal_saved_ratio: the best possible at that block size.
+        num_unread: requests for which nothing is read from a cache, because they ask for the log-probabilities
+            of their prompt without a start (``prompt_logprobs_start``).
         first_come: the simulated saving of first come, first served; None if not asked for.
         num_duplicates: requests whose prompt is exactly that of an earlier one.
         num_groups: groups of requests that share a prefix; a request is in one at most.
@@ -77,6 +79,7 @@ class Plan:
     num_groups: int
     levels: bool
     groups: tuple[Group, ...]
+    num_unread: int = 0
 
     def to_json(self) -> str:
         """Return the plan as a JSON object with the names of its fields, in ASCII."""
@@ -111,7 +114,12 @@ def make_plan(
     if top < 0:
         raise ValueError(f"top must be at least 0 groups, got {top}")
     prompts = [request.tokens for request in requests]
-    saving = optimal_saving(prompts, block_size, [request.namespace for request in requests])
+    saving = optimal_saving(
+        prompts,
+        block_size,
+        [request.namespace for request in requests],
+        [request.readable for request in requests],
+    )
     chains, num_duplicates = _chains(requests, block_size)
     first_come = None
     if num_kv_blocks is not None:
@@ -132,6 +140,7 @@ def make_plan(
         num_groups=len(flat),
         levels=levels,
         groups=tuple(_groups(listed, prompts, decode)),
+        num_unread=sum(request.readable == 0 for request in requests),
     )
 
 

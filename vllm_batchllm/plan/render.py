@@ -51,6 +51,13 @@ def _figures(plan: Plan) -> Table:
         f"{plan.optimal_saved_tokens:,} tokens at block size {plan.block_size:,}",
         style="green",
     )
+    if plan.num_unread:
+        table.add_row(
+            "read nothing",
+            f"{plan.num_unread:,}",
+            "ask for prompt log-probabilities; say from where on: prompt_logprobs_start",
+            style="yellow",
+        )
     _add_first_come(table, plan)
     return table
 

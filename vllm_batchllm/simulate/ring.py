@@ -21,6 +21,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.config import SECTION
+from vllm_batchllm.prefix.readable import MARK, START, readable_tokens
 from vllm_batchllm.workloads.batch import Batch
 
 MODEL_FOLDER = Path(__file__).parent / "model"
@@ -146,7 +147,21 @@ def make_requests(batch: Batch, order: Sequence[int], block_size: int) -> list[R
 
 
 def _sampling(batch: Batch, index: int) -> SamplingParams:
-    """A length that is known is `max_tokens`; another ends with a stop token."""
+    """A length that is known is `max_tokens`; another ends with a stop token.
+
+    A start is marked as our front end would; vLLM's own scheduler does not look at the mark.
+    """
+    if batch.starts is not None:
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=batch.output_lens[index],
+            ignore_eos=True,
+            prompt_logprobs=1,
+            extra_args={START: batch.starts[index]},
+        )
+        limit = readable_tokens(params, batch.starts[index])
+        params.extra_args = {START: batch.starts[index], MARK: limit}
+        return params
     if batch.lengths_known:
         return SamplingParams(temperature=0.0, max_tokens=batch.output_lens[index], ignore_eos=True)
     params = SamplingParams(

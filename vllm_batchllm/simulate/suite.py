@@ -91,7 +91,7 @@ def simulate(
         UsageError: the batch cannot be run, or the setup knows no other attention.
     """
     batch.check()
-    saved = optimal_saved_tokens(batch.prompts, setup.sizes.block_size)
+    saved = optimal_saved_tokens(batch.prompts, setup.sizes.block_size, limits=batch.limits)
     bound = lower_bound(batch, setup.sizes.widest(), setup.costs)
     plans = [(arm, setup) for arm in arms]
     if compare_attention:

@@ -31,6 +31,8 @@ class Batch:
         output_lens: tokens that each request produces, exactly.
         lengths_known: False if the engine must not be told the output lengths; requests then
             end with a stop token at the right place.
+        starts: positions from which on the log-probabilities of each prompt are wanted; None if
+            they are not.
         pressure: distinct prefix tokens / KV capacity in tokens; None if `kv_blocks` is fixed.
         kv_blocks: fixed KV capacity in blocks of `REFERENCE_BLOCK_SIZE` tokens, or None.
         seed: what the prompts were drawn with.
@@ -47,6 +49,12 @@ class Batch:
     seed: int = 0
     scale: float = 1.0
     description: str = ""
+    starts: list[int] | None = None
+
+    @property
+    def limits(self) -> list[int | None] | None:
+        """Prompt tokens that each request may read from a cache; None if all may read all."""
+        return None if self.starts is None else [max(start - 1, 0) for start in self.starts]
 
     @property
     def num_requests(self) -> int:

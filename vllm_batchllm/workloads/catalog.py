@@ -24,11 +24,13 @@ from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.shapes import (
     Draw,
     Requests,
+    ScoredRequests,
     correlated_output,
     decode_heavy,
     duplicates,
     industry,
     mixed,
+    multiple_choice,
     no_sharing,
     prefix_of_prefix,
     skewed_output,
@@ -45,7 +47,7 @@ MOST_REQUESTS = 1_000_000
 class Workload:
     """A definition: how requests are drawn and what the batch around them looks like."""
 
-    build: Callable[[Draw, int], Requests]
+    build: Callable[[Draw, int], Requests | ScoredRequests]
     num_requests: int
     description: str
     pressure: float | None = None
@@ -139,11 +141,29 @@ WORKLOADS: dict[str, Workload] = {
         kv_blocks=500,
     ),
 }
+
+
+def _choices(shots: int, choices: int) -> Workload:
+    return Workload(
+        build=lambda draw, n: multiple_choice(draw, n, shots, choices),
+        num_requests=250 * choices,
+        description=f"multiple choice, {shots} shots, {choices} choices, scored by likelihood",
+        kv_blocks=500,
+    )
+
+
+#: Scored by the log-probabilities of their prompts; by name only, not among what suites run by default.
+EVALUATIONS: dict[str, Workload] = {
+    "multiple-choice-1-shot": _choices(1, 2),
+    "multiple-choice-5-shot": _choices(5, 4),
+    "multiple-choice-25-shot": _choices(25, 10),
+}
 #: Names without a degree stand for the stronger sharing.
 ALIASES = {
     "micro-2000-200": "micro-2000-200-d16",
     "micro-2000-1000": "micro-2000-1000-d16",
     "micro-1000-1000": "micro-1000-1000-d16",
+    "multiple-choice": "multiple-choice-5-shot",
 }
 
 
@@ -159,8 +179,8 @@ def resolve_name(name: str) -> str:
         UsageError: unknown; the message lists the known names and the closest.
     """
     full = ALIASES.get(name, name)
-    if full not in WORKLOADS:
-        raise unknown_name("workload", name, [*WORKLOADS, *ALIASES])
+    if full not in WORKLOADS and full not in EVALUATIONS:
+        raise unknown_name("workload", name, [*WORKLOADS, *EVALUATIONS, *ALIASES])
     return full
 
 
@@ -186,7 +206,7 @@ def make_workload(
         UsageError: unknown name, or a figure out of range.
     """
     full = resolve_name(name)
-    definition = WORKLOADS[full]
+    definition = (WORKLOADS | EVALUATIONS)[full]
     count = definition.num_requests if num_requests is None else num_requests
     if not scale > 0:
         raise UsageError(f"scale must be above 0, not {scale:g}")
@@ -201,6 +221,7 @@ def make_workload(
     draw = Draw(rng=rng, scale=used_scale, vocab_size=vocab_size)
     requests = definition.build(draw, count)
     order = rng.permutation(len(requests))
+    starts = [each[2] for each in requests if len(each) == 3]
     return Batch(
         name=full,
         prompts=[requests[i][0] for i in order],
@@ -211,4 +232,5 @@ def make_workload(
         seed=seed,
         scale=used_scale,
         description=definition.description,
+        starts=[starts[i] for i in order] if starts else None,
     )

@@ -14,6 +14,8 @@ from vllm_batchllm.errors import UsageError
 
 Request = tuple[list[int], int]
 Requests = list[Request]
+ScoredRequests = list[tuple[list[int], int, int]]
+"""With the position from which on log-probabilities of the prompt are wanted."""
 
 #: Ids below this are left to special tokens (padding, begin, end, the forced stop).
 FIRST_TOKEN_ID = 8
@@ -170,3 +172,25 @@ def mixed(draw: Draw, num_requests: int) -> Requests:
     """Half of the requests share 2000 tokens with 15 others, half share nothing and run long."""
     shared = two_part(draw, (num_requests + 1) // 2, 2000, 200, 100, 16)
     return shared + no_sharing(draw, num_requests // 2, output=400)
+
+
+def multiple_choice(draw: Draw, num_requests: int, shots: int, choices: int) -> ScoredRequests:
+    """Subjects of 250 questions with `shots` examples each; a request for every choice.
+
+    An example and a question have about 85 ± 30 tokens (MMLU's mean at five shots is about 600
+    tokens a prompt), an answer 1 to 4, which are those that are scored.
+    """
+
+    def text() -> list[int]:
+        return draw.tokens(draw.length(float(np.clip(draw.rng.normal(85, 30), 30, 250))))
+
+    requests: ScoredRequests = []
+    subject: list[int] = []
+    while len(requests) < num_requests:
+        if len(requests) % (250 * choices) == 0:
+            subject = [token for _ in range(shots) for token in text()]
+        context = subject + text()
+        for _ in range(min(choices, num_requests - len(requests))):
+            answer = draw.tokens(int(draw.rng.integers(1, 5)))
+            requests.append((context + answer, 1, len(context)))
+    return requests
