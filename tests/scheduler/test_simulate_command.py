@@ -200,3 +200,13 @@ def test_help_does_not_wait_for_vllm(arguments: list[str]) -> None:
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert "LOADED []" in done.stdout
+
+
+def test_scored_prompts_are_computed_once_by_ours_alone(tmp_path: Path) -> None:
+    arguments = ("multiple-choice", "--scale", "4", "--num-requests", "80", "--kv-blocks", "120")
+    run(*arguments, "-p", "sorted", "-p", "batchllm", "--out", tmp_path)
+    (result,) = record_of(tmp_path)["results"]
+    found = {each["arm"]: each for each in result["runs"]}
+    assert found["sorted"]["saved_ratio"] == 0
+    assert found["batchllm"]["saved_ratio"] > 0.5
+    assert found["batchllm"]["reuse_efficiency"] >= 0.99
