@@ -64,7 +64,8 @@ arrivals = st.fixed_dictionaries(
         "salt": st.sampled_from([None] * 4 + ["a", "b"]),
         "priority": st.integers(0, 2),
         "stops": st.booleans(),
-        "reads_cache": st.sampled_from([True] * 9 + [False]),
+        "reads_cache": st.sampled_from([True] * 7 + [False] * 3),
+        "readable_tokens": st.none() | st.integers(0, 40),
         "kind": st.sampled_from(["plain"] * 5 + ["session"] * 3 + ["grammar"]),
     }
 )

@@ -24,7 +24,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import LogprobsTensors, ModelRunnerOutput
 
 from vllm_batchllm.plugin.prompt_logprobs import StartedLogprobsProcessor, mark_start
-from vllm_batchllm.prefix.readable import MARK, START
+from vllm_batchllm.prefix.readable import MARK, START, unplaceable_start
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 POISON = -700186016
@@ -303,3 +303,10 @@ def test_a_front_end_that_does_not_know_the_start_is_told(folder: str) -> None:
     output = scheduler.schedule()
     result = scheduler.update_from_output(output, worker.execute(output))
     assert str(result[0].outputs[-1].finish_reason) == "error"
+
+
+def test_pipelines_are_refused_by_name() -> None:
+    request = request_with({START: 3})
+    mark_start(request)
+    assert unplaceable_start(request.sampling_params, 1) is None
+    assert "pipeline" in (unplaceable_start(request.sampling_params, 2) or "")

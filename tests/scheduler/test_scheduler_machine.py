@@ -24,6 +24,8 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import Request
 
+from vllm_batchllm.prefix.readable import MARK
+
 Arriving = tuple[dict[str, Any], dict[str, Any]]
 arriving = st.tuples(arrivals, transfers)
 DISTURBANCES = ["evict", "reset", "reset, preempt all", "reset, preempt all", "abort all"]
@@ -65,6 +67,8 @@ class EngineMachine(RuleBasedStateMachine):
         extra = {"expected_output_tokens": arrival["hint"]} if has_hint else {}
         if transfer is not None:
             extra["kv_transfer_params"] = transfer
+        if not arrival["reads_cache"] and arrival["readable_tokens"] is not None:
+            extra[MARK] = arrival["readable_tokens"]
         sampling = {"extra_args": extra, "skip_reading_prefix_cache": not arrival["reads_cache"]}
         if kind == "grammar":
             sampling["structured_outputs"] = StructuredOutputsParams(choice=["yes", "no"])
