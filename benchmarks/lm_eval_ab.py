@@ -104,7 +104,7 @@ def task(folder: Path, kind: str, shots: int, num_questions: int) -> dict[str, A
             "output_type": "generate_until",
             "doc_to_text": question + "Module:",
             "doc_to_target": "{{choices[answer]}}",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8},
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "temperature": 0.0},
             "metric_list": [{"metric": "exact_match"}],
         }
     return common | {
