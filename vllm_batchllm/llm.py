@@ -114,12 +114,22 @@ class LLM(OfflineEngine):
             **kwargs,
         )
         return {
-            place: output
-            if isinstance(output, FailedRequestOutput)
-            else likelihood_of(pairs[place], output)
+            place: _failure_of(output) or likelihood_of(pairs[place], output)
             for request, output in zip(requests, outputs, strict=True)
             for place in request.members
         }
+
+
+def _failure_of(output: Any) -> FailedRequestOutput | None:
+    """``output`` as a failure, whether it was refused or the engine has ended it; None if it is an answer."""
+    if isinstance(output, FailedRequestOutput):
+        return output
+    if output.outputs[0].finish_reason not in ("error", "abort"):
+        return None
+    error = RuntimeError(
+        f"the engine has ended request {output.request_id} with an error; its log says why"
+    )
+    return FailedRequestOutput(output.request_id, None, error)
 
 
 def _joined(before: Any, window: Any) -> Any:

@@ -152,3 +152,21 @@ def test_a_start_beside_other_options(ours: Any, fields: dict[str, Any]) -> None
             assert not found
         else:
             assert as_plain(found) == as_plain(first.prompt_logprobs[position])
+
+
+def test_a_pair_that_the_engine_ends_fails_alone(ours: Any) -> None:
+    """As one would with pipeline parallelism, where the scheduler refuses a start."""
+    generate = ours.generate
+
+    def one_ended(*args: Any, **kwargs: Any) -> list[Any]:
+        outputs = list(generate(*args, **kwargs))
+        outputs[0].outputs[0].finish_reason = "error"
+        return outputs
+
+    ours.generate = one_ended
+    try:
+        bad, good = ours.loglikelihood([[5, 6], [7, 8]], [[9, 10], [11]], use_tqdm=False)
+    finally:
+        del ours.generate
+    assert isinstance(bad, FailedRequestOutput) and "ended request" in str(bad.error)
+    assert good.logprob < 0
