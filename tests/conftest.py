@@ -19,7 +19,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # spinning threads starve on a 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-for ring in ("unit", "scheduler", "engine", "upstream", "ledger"):
+# Triton's kernels run in its interpreter here; read when Triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+for ring in ("unit", "scheduler", "engine", "attention", "upstream", "ledger"):
     sys.path.insert(0, str(Path(__file__).parent / ring))
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -59,6 +59,10 @@ class BatchLLMConfig:
     steps are larger than CUDA graphs are captured for, and what that costs no device has measured
     yet: so it is a choice."""
 
+    shared_attention: Literal["auto", "on", "off"] = "auto"
+    """Whether KV that several requests share is read once in each step. ``auto``: where a measurement of
+    this device and model's shape says that it pays; one line of the log says which, or that there is none."""
+
     def __post_init__(self) -> None:
         for name, needed in NEEDS_ADMISSION.items():
             if getattr(self, name) is not None and self.admission_rule != needed:

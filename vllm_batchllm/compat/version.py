@@ -39,6 +39,12 @@ def installed_vllm_version() -> str | None:
     return None
 
 
+def installed_minor() -> str:
+    """Minor version of the installed vLLM, as ``0.32``; ``unknown`` without one."""
+    installed = installed_vllm_version()
+    return "unknown" if installed is None else ".".join(installed.split(".")[:2])
+
+
 def check_vllm_version() -> None:
     """Refuse an unsupported vLLM.
 

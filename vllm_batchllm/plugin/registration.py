@@ -11,6 +11,7 @@ import argparse
 import functools
 from typing import Any
 
+from vllm_batchllm.attention.device import register_chosen
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.names import SCHEDULERS, is_ours, known_schedulers
 from vllm_batchllm.log import get_logger
@@ -34,6 +35,7 @@ def register() -> None:
         return
     if hasattr(add_cli_args, "batchllm_wrapped"):
         return
+    register_chosen()
     EngineArgs.add_cli_args = staticmethod(_with_scheduler_option(add_cli_args))
     EngineArgs.create_engine_config = _with_our_config(create_engine_config)
 
@@ -119,12 +121,26 @@ def _with_our_config(create_engine_config: Any) -> Any:
         with batch_sizes(self) as sizes:
             vllm_config = create_engine_config(self, *args, **kwargs)
         check_config(vllm_config)
+        _choose_attention(vllm_config)
         sizes.settle(vllm_config)
         _install_metrics()
         _install_prompt_logprobs()
         return vllm_config
 
     return wrapped
+
+
+def _choose_attention(vllm_config: Any) -> None:
+    """Set the attention backend where shared KV is to be read once; else leave vLLM's choice alone.
+
+    Raises:
+        ValueError: it was asked for and cannot be served.
+    """
+    from vllm_batchllm.attention.choice import use_shared_attention
+    from vllm_batchllm.scheduler.settings import config_of
+
+    choice = use_shared_attention(vllm_config, config_of(vllm_config).shared_attention)
+    logger.info("Shared attention: %s", choice.line)
 
 
 def _install_prompt_logprobs() -> None:

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device at hand, and how vLLM finds our backends on it."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from vllm_batchllm.attention.choice import BACKEND, CPU_BACKEND
+from vllm_batchllm.attention.shape import HEAD_SIZES
+from vllm_batchllm.attention.speed_records import RecordKey
+
+CHOSEN = "VLLM_BATCHLLM_SHARED_ATTENTION"
+"""Environment variable by which the processes of an engine know which backend was chosen: ``cuda`` or ``cpu``. vLLM carries
+variables of this prefix to workers on other machines, too."""
+
+MIN_TRITON = (3, 2)
+
+
+class Platform(NamedTuple):
+    """name: ``cuda``, ``rocm``, ``cpu`` or another; reasons: why shared attention cannot run here."""
+
+    name: str
+    reasons: list[str]
+
+
+def platform_of() -> Platform:
+    """What this process runs on."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return Platform("cpu", [])
+    if current_platform.is_rocm():
+        return Platform("rocm", ["the portable backend for ROCm has not been run on a device"])
+    if not current_platform.is_cuda():
+        return Platform("other", [f"the platform {current_platform.device_name!r}"])
+    return Platform("cuda", triton_reasons())
+
+
+def triton_reasons() -> list[str]:
+    """Why Triton's kernels cannot be compiled here."""
+    if find_spec("triton") is None:
+        return ["Triton is not installed"]
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MIN_TRITON:
+        return [f"Triton {triton.__version__}; {'.'.join(map(str, MIN_TRITON))} or newer is needed"]
+    return []
+
+
+def head_size_reasons(head_size: int) -> list[str]:
+    """Why heads of this size cannot be served."""
+    if head_size in HEAD_SIZES:
+        return []
+    return [f"heads of {head_size}; served are {', '.join(map(str, HEAD_SIZES))}"]
+
+
+def record_key(vllm_config: Any) -> RecordKey:
+    """What measurements of this engine hold for."""
+    from vllm.platforms import current_platform
+
+    from vllm_batchllm.compat.version import installed_minor
+
+    cache = vllm_config.cache_config.cache_dtype
+    kv_type = (
+        str(vllm_config.model_config.dtype).removeprefix("torch.") if cache == "auto" else cache
+    )
+    head_size = vllm_config.model_config.get_head_size()
+    return RecordKey(current_platform.get_device_name(), head_size, kv_type, installed_minor())
+
+
+def somebody_elses_backend() -> str | None:
+    """The class that has vLLM's place for a custom backend, if it is not ours."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    custom = AttentionBackendEnum.CUSTOM
+    path = custom.get_path() if custom.is_overridden() else None
+    return None if path in (None, BACKEND) else path
+
+
+def offer_backends(platform: str) -> None:
+    """Let vLLM find the chosen backend, in this process and in those that it starts."""
+    os.environ[CHOSEN] = platform
+    register_chosen()
+
+
+def register_chosen() -> None:
+    """Register the backend that was chosen for this process or for one that started it; else do nothing."""
+    platform = os.environ.get(CHOSEN)
+    if platform not in ("cuda", "cpu"):
+        return
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    if platform == "cuda":
+        register_backend(AttentionBackendEnum.CUSTOM, BACKEND)
+    else:
+        register_backend(AttentionBackendEnum.CPU_ATTN, CPU_BACKEND)

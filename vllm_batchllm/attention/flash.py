@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend for CUDA: vLLM's FlashAttention for each request's own KV, our kernel for what is shared.
+
+``build`` plans on the device and hands vLLM's own ``build`` shorter lengths and block tables that begin behind what is
+shared; ``forward`` is the FlashAttention call with its log-sum-exp, the prefix kernels, and a merge in place. No decision
+depends on data on the host, so full CUDA graphs stay on. Where the rule keeps nothing, the prefix kernels and the merge
+find no work.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, ClassVar
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.v1.attention.backends import flash_attn
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionImpl,
+    FlashAttentionMetadataBuilder,
+)
+
+from vllm_batchllm.attention.checks import check_step, checks_are_on
+from vllm_batchllm.attention.grouping import GroupingRule
+from vllm_batchllm.attention.launch import LayerInputs, attend_shared, merge_into
+from vllm_batchllm.attention.limits import layer_reason
+from vllm_batchllm.attention.plan import PartialBuffers, SharedKVPlan, partial_capacity
+from vllm_batchllm.attention.shape import HEAD_SIZES, AttentionShape
+from vllm_batchllm.attention.tiles import tiles_of_device
+from vllm_batchllm.log import get_logger
+
+logger = get_logger(__name__)
+
+MIN_ROWS = 9
+"""Steps of fewer rows are vLLM's own, launches and all; decided by size, which is the same at capture and at replay."""
+
+_partials: weakref.WeakValueDictionary[Any, PartialBuffers] = weakref.WeakValueDictionary()
+"""Buffers that all layers of a model share, as long as a layer lives; layers run one after the other."""
+
+
+class SharedFlashBackend(FlashAttentionBackend):
+    """FlashAttention, with KV that several requests of a step share read once.
+
+    What it cannot serve is refused by vLLM, by name, from what these methods answer.
+    """
+
+    @staticmethod
+    def get_name() -> str:
+        return "CUSTOM"  # a member of vLLM's enum, and known before plugins load
+
+    @staticmethod
+    def get_impl_cls() -> type[SharedFlashImpl]:
+        return SharedFlashImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[SharedFlashMetadataBuilder]:
+        return SharedFlashMetadataBuilder
+
+    @classmethod
+    def supports_head_size(cls, head_size: int) -> bool:
+        return head_size in HEAD_SIZES
+
+    @classmethod
+    def supports_attn_type(cls, attn_type: str) -> bool:
+        return attn_type == "decoder"
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        return False
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        return False
+
+    @classmethod
+    def supports_mm_prefix(cls) -> bool:
+        return False
+
+    @classmethod
+    def supports_rswa(cls) -> bool:
+        return False
+
+    @classmethod
+    def supports_non_causal(cls) -> bool:
+        return False
+
+    @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        return False
+
+    @classmethod
+    def supports_per_head_quant_scales(cls) -> bool:
+        return False
+
+    @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        return False
+
+
+class SharedFlashMetadataBuilder(FlashAttentionMetadataBuilder):
+    """Plans each step before vLLM's builder sees it.
+
+    A layer group with a layer that cannot share (:func:`layer_reason`) is built as vLLM builds it.
+    """
+
+    supports_update_block_table: bool = False
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        # A draft that is built on the device would lengthen rows under a plan that is made.
+        self.supports_draft_decode_metadata_update = False
+        self.layers = [
+            vllm_config.compilation_config.static_forward_context[n] for n in layer_names
+        ]
+        self.plan: SharedKVPlan | None = None
+        reasons = {reason for layer in self.layers if (reason := layer_reason(layer.impl))}
+        if reasons:
+            logger.info(
+                "Shared KV is not read once in %s: %s", layer_names[0], "; ".join(sorted(reasons))
+            )
+        self.can_share = not reasons
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> Any:
+        """As vLLM's; the metadata also has ``shared_kv``: the plan, block tables, and places of the new tokens, or None."""
+        step = common_attn_metadata
+        if not self.can_share or step.num_reqs < MIN_ROWS or step.causal is not True:
+            metadata = super().build(common_prefix_len, step, fast_build)
+            metadata.shared_kv = None
+            return metadata
+        num_rows, table = step.num_reqs, step.block_table_tensor
+        if self.plan is None:
+            self.plan = self._make_plan(table.shape[1])
+        if checks_are_on():
+            check_step(table, step.seq_lens[:num_rows], self.block_size)
+        query_start = step.query_start_loc[: num_rows + 1]
+        self.plan.build(table, step.seq_lens[:num_rows], query_start)
+        own = step.replace(
+            seq_lens=self.plan.own_lens[:num_rows],
+            block_table_tensor=self.plan.own_table[:num_rows],
+            _num_computed_tokens_cache=None,
+        )
+        metadata = super().build(0, own, fast_build)
+        metadata.shared_kv = (self.plan, table, query_start)
+        return metadata
+
+    def _make_plan(self, table_width: int) -> SharedKVPlan:
+        layer = self.layers[0]
+        scheduler = self.vllm_config.scheduler_config
+        shape = AttentionShape(
+            num_heads=self.num_heads_q,
+            num_kv_heads=self.num_heads_kv,
+            head_size=self.headdim,
+            block_size=self.block_size,
+            max_rows=max(scheduler.max_num_seqs, self.max_cudagraph_size or 0),
+            max_blocks=table_width,
+            max_query_len=tokens_of_a_decode(self.vllm_config),
+        )
+        tiles = tiles_of_device(self.device, shape.padded_head)
+        return SharedKVPlan(shape, layer.impl.rule, tiles, layer.impl.partials)
+
+
+class SharedFlashImpl(FlashAttentionImpl):
+    """One layer: FlashAttention over own KV, then what is shared."""
+
+    supports_dcp: ClassVar[bool] = False
+    supports_pcp: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rule = GroupingRule()
+        # Layers are made before memory is profiled, builders after it: what is reserved here is counted.
+        self.partials = self._reserve()
+
+    def _reserve(self) -> PartialBuffers:
+        config = get_current_vllm_config()
+        scheduler, graphs = config.scheduler_config, config.compilation_config
+        shape = AttentionShape(
+            self.num_heads, self.num_kv_heads, self.head_size, block_size=1, max_blocks=1,
+            max_rows=max(scheduler.max_num_seqs, graphs.max_cudagraph_capture_size or 0),
+            max_query_len=tokens_of_a_decode(config),
+        )  # fmt: skip
+        num_rows, device = partial_capacity(shape, self.rule), torch.get_default_device()
+        key = (device, num_rows, self.num_heads, self.head_size)
+        partials = _partials.get(key)
+        if partials is None:
+            partials = _partials[key] = PartialBuffers.reserve(shape, num_rows, device)
+            logger.info(
+                "Shared attention: %.0f MiB for partial results", partials.num_bytes / 2**20
+            )
+        return partials
+
+    def forward(
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor,
+        attn_metadata: Any, output: torch.Tensor, output_scale: Any = None, output_block_scale: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """As vLLM's: writes (tokens, heads * head size) into ``output``."""
+        shared = None if attn_metadata is None else attn_metadata.shared_kv
+        if shared is None or output_scale is not None or output_block_scale is not None:
+            return super().forward(
+                layer,
+                query,
+                key,
+                value,
+                kv_cache,
+                attn_metadata,
+                output,
+                output_scale,
+                output_block_scale,
+            )
+        plan, table, query_start = shared
+        num_tokens = attn_metadata.num_actual_tokens
+        q, out = query[:num_tokens], output[:num_tokens]
+        keys, values = self._caches(kv_cache)
+        own_lse = self._attend_own(layer, q, keys, values, attn_metadata, out)
+        quantized = keys.element_size() == 1
+        inputs = LayerInputs(
+            q, keys, values, table, query_start, self.scale,
+            q_scale=layer._q_scale if q.element_size() == 1 else None,
+            k_scale=layer._k_scale if quantized else None,
+            v_scale=layer._v_scale if quantized else None,
+            compute_type=out.dtype,
+        )  # fmt: skip
+        attend_shared(plan, inputs)
+        merge_into(plan, query_start, out, own_lse)
+        return output
+
+    def _caches(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, (blocks, block size, KV heads, head size) each."""
+        caches = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
+        fixed = [flash_attn.canonicalize_singleton_dim_strides(cache) for cache in caches]
+        if flash_attn.is_quantized_kv_cache(self.kv_cache_dtype):
+            fixed = [cache.view(flash_attn.current_platform.fp8_dtype()) for cache in fixed]
+        return fixed[0], fixed[1]
+
+    def _attend_own(
+        self, layer: Any, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, metadata: Any, out: torch.Tensor
+    ) -> torch.Tensor:  # fmt: skip
+        """Each request's own KV, into ``out``; returns the natural log-sum-exp (heads, tokens)."""
+        scale_shape = (metadata.query_start_loc.shape[0] - 1, self.num_kv_heads)
+        q_scale = layer._q_scale.expand(scale_shape) if self.supports_quant_query_input else None
+        _, lse = flash_attn.flash_attn_varlen_func(
+            q=q,
+            k=keys,
+            v=values,
+            out=out,
+            cu_seqlens_q=metadata.query_start_loc,
+            max_seqlen_q=metadata.max_query_len,
+            seqused_k=metadata.seq_lens,
+            max_seqlen_k=metadata.max_seq_len,
+            softmax_scale=self.scale,
+            causal=True,
+            block_table=metadata.block_table,
+            scheduler_metadata=metadata.scheduler_metadata,
+            fa_version=self.vllm_flash_attn_version,
+            q_descale=q_scale,
+            k_descale=layer._k_scale.expand(scale_shape),
+            v_descale=layer._v_scale.expand(scale_shape),
+            num_splits=metadata.max_num_splits,
+            return_softmax_lse=True,
+        )
+        return lse
+
+
+def tokens_of_a_decode(vllm_config: Any) -> int:
+    """New tokens of a decoding row at most: one, and its drafts."""
+    speculative = vllm_config.speculative_config
+    return 1 + (speculative.num_speculative_tokens if speculative is not None else 0)
