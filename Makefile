@@ -23,7 +23,7 @@ FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast fuzz next test-next drift conformance lint format bench abuse soak paper paper-full clean
+.PHONY: help setup model demo test test-long test-fast fuzz next test-next drift conformance lint format bench abuse soak paper paper-full clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ demo: model ## documents x questions on a real model, with an A/B against stock 
 
 test: model ## all tests, real engines included
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-long: model ## what takes too long for every change: whole grids, real servers in full
+	$(PY) -m pytest -m long $(PYTEST_ARGS)
 
 test-fast: setup ## tests without a model: tests/unit, tests/ledger and tests/scheduler
 	$(PY) -m pytest tests/unit tests/ledger tests/scheduler $(PYTEST_ARGS)

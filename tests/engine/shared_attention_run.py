@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pair of engines on one attention backend, in a process of its own; what came of it goes to a file.
+"""Engines on one attention backend, in a process of their own; what came of it goes to a file.
 
 TRITON_INTERPRET=1 python shared_attention_run.py MODEL LOAD.json RESULT.json
 """
@@ -46,10 +46,58 @@ def small_tiles() -> None:
     flash.GroupingRule = lambda: GroupingRule(cost_tokens=8, min_tokens=32)
 
 
+def make_a_mistake(which: str) -> None:
+    """Leave the shared part out of every other row, or let each group end one token early."""
+    from vllm_batchllm.attention import plan
+
+    build = plan.SharedKVPlan.build
+
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        if which == "node":
+            self.node_of_row[::2] = -1
+        else:
+            self.items[:, 4] -= 1
+
+    plan.SharedKVPlan.build = wrong
+
+
+def count_preemptions(scheduler: Any) -> list[str]:
+    """Ids of the requests that are preempted from now on."""
+    found: list[str] = []
+    preempt = scheduler._preempt_request
+
+    def counting(request: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append(request.request_id)
+        return preempt(request, *args, **kwargs)
+
+    scheduler._preempt_request = counting
+    return found
+
+
+def abort_on_the_way(llm: Any, load: dict[str, Any]) -> None:
+    """Start all prompts, and give each third of them up after a few steps."""
+    from tiny_engines import greedy
+
+    engine = llm.llm_engine
+    ids = [f"given-up-{n}" for n in range(len(load["prompts"]))]
+    for name, prompt in zip(ids, load["prompts"], strict=True):
+        engine.add_request(name, {"prompt_token_ids": prompt}, greedy(12, ignore_eos=True))
+    for step in range(1000):
+        engine.step()
+        if step == 4:
+            engine.abort_request(ids[::3])
+        if not engine.has_unfinished_requests():
+            return
+    raise AssertionError("requests are left")
+
+
 def outcome(llm: Any, load: dict[str, Any], plans: dict[str, int]) -> dict[str, Any]:
     from tiny_engines import generate, greedy, scheduler_of, tokens
 
-    before = dict(plans)
+    if load.get("abort"):
+        abort_on_the_way(llm, load)
+    before, preempted = dict(plans), count_preemptions(scheduler_of(llm))
     params = [greedy(n, ignore_eos=True) for n in load["max_tokens"]]
     outputs = generate(llm, load["prompts"], params)
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
@@ -57,11 +105,7 @@ def outcome(llm: Any, load: dict[str, Any], plans: dict[str, int]) -> dict[str, 
     return {
         "tokens": tokens(outputs),
         "plans": {name: plans[name] - before[name] for name in plans},
-        "preemptions": sum(
-            output.metrics.num_preemptions if output.metrics else 0 for output in outputs
-        )
-        if load.get("metrics")
-        else None,
+        "num_preemptions": len(preempted),
         "runner": type(worker.model_runner).__module__,
         "num_left": len(scheduler.requests) + len(scheduler.waiting) + len(scheduler.running),
     }
@@ -82,12 +126,18 @@ def main(model: str, load_file: Path, result: Path) -> None:
         if load["backend"] == "shared":
             small_tiles()
             plans = count_plans()
-    from tiny_engines import check_clean, pair
+        if "mutant" in load:
+            make_a_mistake(load["mutant"])
+    from tiny_engines import LLM, StockLLM, check_clean, started
 
-    with pair(model, **load["engine"]) as engines:
-        found = {name: outcome(getattr(engines, name), load, plans) for name in ("stock", "ours")}
-        check_clean(engines.ours)
-        result.write_text(json.dumps(found))
+    found = {}
+    for arm, cls in (("stock", StockLLM), ("ours", LLM)):
+        if arm in load.get("arms", ["stock", "ours"]):
+            with started(cls, model, **load["engine"]) as llm:
+                found[arm] = outcome(llm, load, plans)
+                if arm == "ours":
+                    check_clean(llm)
+    result.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
