@@ -38,6 +38,27 @@ def count_plans() -> dict[str, int]:
     return found
 
 
+def count_shared_steps() -> dict[str, int]:
+    """The same of the CPU's backend."""
+    from vllm_batchllm.attention import cpu
+
+    found = {"planned": 0, "mixed": 0, "tokens_saved": 0, "builds": 0}
+    build = cpu.SharedCPUMetadataBuilder.build
+
+    def counting(self: Any, common_prefix_len: int, step: Any, fast_build: bool = False) -> Any:
+        metadata = build(self, common_prefix_len, step, fast_build)
+        found["builds"] += 1
+        if (shared := metadata.shared_kv) is not None:
+            found["planned"] += 1
+            found["mixed"] += step.max_query_len > 1
+            read = shared.shared.kv_tokens_read(shared.seq_lens, self.block_size)
+            found["tokens_saved"] += int(shared.seq_lens.sum()) - read
+        return metadata
+
+    cpu.SharedCPUMetadataBuilder.build = counting
+    return found
+
+
 def small_tiles() -> None:
     """What the interpreter runs in seconds, and a rule that finds groups in short prompts."""
     from vllm_batchllm.attention import flash
@@ -107,6 +128,7 @@ def outcome(llm: Any, load: dict[str, Any], plans: dict[str, int]) -> dict[str, 
         "plans": {name: plans[name] - before[name] for name in plans},
         "num_preemptions": len(preempted),
         "runner": type(worker.model_runner).__module__,
+        "backend": type(worker.model_runner.attn_groups[0][0].get_metadata_builder()).__name__,
         "num_left": len(scheduler.requests) + len(scheduler.waiting) + len(scheduler.running),
     }
 
@@ -119,7 +141,9 @@ def main(model: str, load_file: Path, result: Path) -> None:
         triton_on_cpu.run_triton_in_its_interpreter()
         triton_on_cpu.allow_async_scheduling()
     plans: dict[str, int] = {}
-    if load["backend"] != "cpu":
+    if load["backend"] == "cpu":
+        plans = count_shared_steps()
+    else:
         import flash_on_cpu
 
         flash_on_cpu.install(BACKENDS[load["backend"]])
@@ -133,7 +157,8 @@ def main(model: str, load_file: Path, result: Path) -> None:
     found = {}
     for arm, cls in (("stock", StockLLM), ("ours", LLM)):
         if arm in load.get("arms", ["stock", "ours"]):
-            with started(cls, model, **load["engine"]) as llm:
+            options = {"batchllm": load["options"]} if arm == "ours" and "options" in load else {}
+            with started(cls, model, **load["engine"], **options) as llm:
                 found[arm] = outcome(llm, load, plans)
                 if arm == "ours":
                     check_clean(llm)

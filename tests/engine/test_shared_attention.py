@@ -57,7 +57,7 @@ def nested_prompts(seed: int = 3) -> list[list[int]]:
 
 
 def run(
-    model: str, folder: Path, engine: dict[str, Any], *, runner: str, **load: Any
+    model: str, folder: Path, engine: dict[str, Any], *, runner: str, backend: str = "shared", **load: Any
 ) -> dict[str, Any]:
     """Both schedulers on the shared backend, beside the tokens of vLLM's own attention."""
     prompts = nested_prompts()
@@ -66,7 +66,7 @@ def run(
     with started(StockLLM, model, **ROOMY) as stock:
         params = [greedy(n, ignore_eos=True) for n in max_tokens]
         expected = tokens(generate(stock, prompts, params))
-    load |= {"prompts": prompts, "max_tokens": max_tokens, "backend": "shared", "engine": engine}
+    load |= {"prompts": prompts, "max_tokens": max_tokens, "backend": backend, "engine": engine}
     environment = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2"))}
     found = run_alone("shared_attention_run.py", model, load, folder, **environment)
     return {"expected": expected, **found}
@@ -99,6 +99,21 @@ def test_drafts_and_aborts(model: str, tmp_path: Path) -> None:
     }
     engine = ROOMY | {"speculative_config": drafts}
     check(run(model, tmp_path, engine, runner="v1", abort=True, arms=["ours"]), ("ours",))
+
+
+@pytest.mark.parametrize("option", ["on", "auto", pytest.param("off", marks=pytest.mark.long)])
+def test_cpu_engine_by_option(model: str, tmp_path: Path, option: str) -> None:
+    engine = ROOMY | {"num_gpu_blocks_override": 60}
+    options = {"shared_attention": option}
+    found = run(model, tmp_path, engine, runner="v1", backend="cpu", options=options)
+    stock, ours = found["stock"], found["ours"]
+    assert ours["tokens"] == stock["tokens"] == found["expected"]
+    assert stock["backend"] == "CPUAttentionMetadataBuilder" and stock["plans"]["builds"] == 0
+    if option == "on":
+        assert ours["backend"] == "SharedCPUMetadataBuilder"
+        assert ours["plans"]["planned"] > 5 and ours["plans"]["tokens_saved"] > 0
+    else:
+        assert ours["backend"] == "CPUAttentionMetadataBuilder" and ours["plans"]["builds"] == 0
 
 
 @pytest.mark.long

@@ -91,9 +91,12 @@ def register_chosen() -> None:
     platform = os.environ.get(CHOSEN)
     if platform not in ("cuda", "cpu"):
         return
+    from vllm.v1.attention import selector
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     if platform == "cuda":
         register_backend(AttentionBackendEnum.CUSTOM, BACKEND)
     else:
         register_backend(AttentionBackendEnum.CPU_ATTN, CPU_BACKEND)
+    # What engines of this process before were given is remembered there.
+    selector._cached_get_attn_backend.cache_clear()
