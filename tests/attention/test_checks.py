@@ -21,9 +21,11 @@ def test_a_table_that_contradicts_the_lengths_is_named():
     check_step(table, seq_lens, 16)
     longer = seq_lens.clone()
     longer[1] = 16 * table.shape[1] + 1
-    with pytest.raises(ValueError, match=rf"row 1 of this step has {int(longer[1])} tokens and needs"):
+    with pytest.raises(
+        ValueError, match=rf"row 1 of this step has {int(longer[1])} tokens and needs"
+    ):
         check_step(table, longer, 16)
     holes = table.clone()
     holes[2, 1] = 0
-    with pytest.raises(ValueError, match="row 2 .* entry 1 of its block table is 0"):
+    with pytest.raises(ValueError, match=r"row 2 .* entry 1 of its block table is 0"):
         check_step(holes, seq_lens, 16)

@@ -57,7 +57,13 @@ def nested_prompts(seed: int = 3) -> list[list[int]]:
 
 
 def run(
-    model: str, folder: Path, engine: dict[str, Any], *, runner: str, backend: str = "shared", **load: Any
+    model: str,
+    folder: Path,
+    engine: dict[str, Any],
+    *,
+    runner: str,
+    backend: str = "shared",
+    **load: Any,
 ) -> dict[str, Any]:
     """Both schedulers on the shared backend, beside the tokens of vLLM's own attention."""
     prompts = nested_prompts()

@@ -31,7 +31,10 @@ def record(best=1.3, nothing=1.0, **more):
 
 def test_auto_needs_a_record_of_this_device_shape_and_version():
     assert choose("auto", (), KEY, [record()]).use
-    assert choose("auto", (), KEY, [record()]).line == "on: measured 1.30x at best, 1.000x with nothing shared (a day)"
+    assert (
+        choose("auto", (), KEY, [record()]).line
+        == "on: measured 1.30x at best, 1.000x with nothing shared (a day)"
+    )
     for other in (
         {"device": "NVIDIA A100"},
         {"head_size": 64},
@@ -61,7 +64,9 @@ def test_the_first_record_counts():
 
 def test_on_is_refused_by_name_and_auto_steps_back():
     reasons = ["multi-head latent attention (MLA)", "enable_dbo = True"]
-    with pytest.raises(ValueError, match=r"'shared_attention' = 'on'.*MLA.*enable_dbo = True.*'off'"):
+    with pytest.raises(
+        ValueError, match=r"'shared_attention' = 'on'.*MLA.*enable_dbo = True.*'off'"
+    ):
         choose("on", reasons, KEY, [record()])
     assert choose("auto", reasons, KEY, [record()]) == (False, "off: " + "; ".join(reasons))
     assert choose("off", reasons, KEY, [record()]) == (False, "off, as chosen")
@@ -85,13 +90,17 @@ def test_records_are_kept_and_damaged_ones_left_out(tmp_path, caplog):
 
 def test_the_option_takes_three_words():
     assert BatchLLMConfig().shared_attention == "auto"
-    with pytest.raises(ValueError, match="'shared_attention' = 'yes' is not allowed; allowed: 'auto', 'on', 'off'"):
+    with pytest.raises(
+        ValueError, match="'shared_attention' = 'yes' is not allowed; allowed: 'auto', 'on', 'off'"
+    ):
         BatchLLMConfig.parse({"shared_attention": "yes"})
 
 
 def engine(**changes):
     """A configuration as far as it is looked at."""
-    parallel = SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1, enable_dbo=False)
+    parallel = SimpleNamespace(
+        decode_context_parallel_size=1, prefill_context_parallel_size=1, enable_dbo=False
+    )
     found = {
         "model_config": SimpleNamespace(use_mla=False),
         "parallel_config": parallel,
@@ -143,7 +152,13 @@ def test_what_an_engine_cannot_share_is_named(changes, words):
     ],
 )
 def test_what_a_layer_cannot_share_is_named(changes, words):
-    plain = {"sinks": None, "alibi_slopes": None, "logits_soft_cap": 0, "sliding_window": (-1, -1), "attn_type": "decoder"}
+    plain = {
+        "sinks": None,
+        "alibi_slopes": None,
+        "logits_soft_cap": 0,
+        "sliding_window": (-1, -1),
+        "attn_type": "decoder",
+    }
     assert layer_reason(SimpleNamespace(**plain | changes)) == words
 
 
