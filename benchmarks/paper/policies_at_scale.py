@@ -33,8 +33,7 @@ from sim_rows import Row, run_rows, table
 
 from vllm_batchllm.workloads.catalog import workload_names
 
-SHARED = "shared attention"
-MAIN = (SORTED, TUNED, PAPER, OURS, SHARED)
+MAIN = (SORTED, TUNED, PAPER, OURS)
 TRIED = ("decode-ratio", "longest-first", "mix", "mix-split", "lpm", "dfs-weight")
 PARTS: dict[str, dict[str, Any]] = {
     "queue alone": {"options": (("admission", "stock"),), "stock_seqs": True},
@@ -83,7 +82,7 @@ def _rows(num_requests: int) -> Iterable[tuple[tuple[str, str, str], Row]]:
 
 
 def _row(platform: Platform, workload: str, column: str, num_requests: int) -> Row:
-    known = column not in PARTS and column != SHARED
+    known = column not in PARTS
     return Row(
         label=f"{platform.name}, {workload}: {column}",
         workload=workload,
@@ -92,7 +91,6 @@ def _row(platform: Platform, workload: str, column: str, num_requests: int) -> R
         device=platform.device,
         model=platform.model,
         weight_bits=platform.weight_bits,
-        shares_attention=column == SHARED,
         **PARTS.get(column, {}),
     )
 
@@ -107,7 +105,7 @@ def report(results: Results, num_requests: int) -> str:
             "default sizes for `LLM` on the device. Figures are speeds over sorted stock vLLM; in "
             "brackets the preemptions. Tuned: sorted, with the sizes of `performance_mode=throughput` and the "
             "better watermark of 0.02 and 0.05. The bound: no order and no admission is faster with vLLM's "
-            "kernels. Shared attention: our scheduler with a kernel that reads shared KV once. Graphs: "
+            "kernels (attention_bounds.py: what reading shared KV once would bring). Graphs: "
             "steps in percent that can replay a full one, one in pieces, none.\n"
         ),
     ]
@@ -120,17 +118,16 @@ def report(results: Results, num_requests: int) -> str:
 
 def _main_table(results: Results, platform: str) -> str:
     header = ["workload", "sorted, s", "tuned", "paper", "batchllm", "batchllm over tuned"]
-    header += ["bound", "with shared attention", "graphs: tuned", "graphs: batchllm"]
+    header += ["bound", "graphs: tuned", "graphs: batchllm"]
     rows = []
     shown = (SORTED, TUNED, PAPER, OURS)
-    columns: list[list[float]] = [[] for _ in range(6)]
+    columns: list[list[float]] = [[] for _ in range(5)]
     for workload in workload_names():
         base = results[platform, workload, SORTED]["metrics"]
         figures = [
             *(speed_over_sorted(results, (platform, workload, arm)) for arm in shown[1:]),
             over_tuned(results, platform, workload),
             bound_over_sorted(results, platform, workload),
-            speed_over_sorted(results, (platform, workload, SHARED)),
         ]
         for column, figure in zip(columns, figures, strict=True):
             column.append(figure)

@@ -49,7 +49,7 @@ def _row(
         max_num_seqs=MANY if is_batchllm else 256,
         max_num_batched_tokens=2048,
         prefix_caching=prefix_caching,
-        shares_attention=is_batchllm,
+        kv_reading="once" if is_batchllm else "apart",
         output_scale=output_scale,
         constants=UNIT,
         is_past=True,

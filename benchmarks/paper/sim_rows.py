@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vllm_batchllm.measure.environment import usable_cores
 from vllm_batchllm.simulate.cost_model import PUBLISHED, Constants
+from vllm_batchllm.simulate.shared_kv import KVReading
 from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.catalog import make_workload
 
@@ -36,7 +37,7 @@ class Row:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     prefix_caching: bool = True
-    shares_attention: bool = False
+    kv_reading: KVReading = "apart"
     output_scale: float = 1.0
     options: tuple[tuple[str, Any], ...] = ()
     stock_seqs: bool = False
@@ -65,7 +66,7 @@ def run_row(row: Row) -> dict[str, Any]:
             max_num_seqs=row.max_num_seqs,
             max_num_batched_tokens=row.max_num_batched_tokens,
             prefix_caching=row.prefix_caching,
-            shares_attention=row.shares_attention,
+            kv_reading=row.kv_reading,
             constants=row.constants,
         ),
     )

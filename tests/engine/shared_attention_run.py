@@ -15,26 +15,27 @@ from typing import Any
 BACKENDS = {
     "flash": "vllm.v1.attention.backends.flash_attn.FlashAttentionBackend",
     "shared": "vllm_batchllm.attention.flash.SharedFlashBackend",
+    "portable": "vllm_batchllm.attention.portable.SharedTritonBackend",
 }
 
 
 def count_plans() -> dict[str, int]:
     """Steps that were planned, of them those with prefills beside, and KV tokens that were not read, from now on."""
-    from vllm_batchllm.attention import flash, planning_kernels
+    from vllm_batchllm.attention import planning_kernels, sharing
 
     found = {"planned": 0, "mixed": 0, "tokens_saved": 0, "builds": 0}
-    build = flash.SharedFlashMetadataBuilder.build
+    make = sharing.GroupPlan.make
 
-    def counting(self: Any, common_prefix_len: int, step: Any, fast_build: bool = False) -> Any:
-        metadata = build(self, common_prefix_len, step, fast_build)
+    def counting(self: Any, step: Any, *, shift: bool) -> Any:
+        plan = make(self, step, shift=shift)
         found["builds"] += 1
-        if metadata.shared_kv is not None:
+        if plan is not None:
             found["planned"] += 1
-            found["mixed"] += step.max_query_len > self.plan.shape.max_query_len
-            found["tokens_saved"] += int(self.plan.counts[planning_kernels.NUM_TOKENS_SAVED.value])
-        return metadata
+            found["mixed"] += step.max_query_len > plan.shape.max_query_len
+            found["tokens_saved"] += int(plan.counts[planning_kernels.NUM_TOKENS_SAVED.value])
+        return plan
 
-    flash.SharedFlashMetadataBuilder.build = counting
+    sharing.GroupPlan.make = counting
     return found
 
 
@@ -61,10 +62,11 @@ def count_shared_steps() -> dict[str, int]:
 
 def small_tiles() -> None:
     """What the interpreter runs in seconds, and a rule that finds groups in short prompts."""
-    from vllm_batchllm.attention import flash
+    from vllm_batchllm.attention import flash, portable
     from vllm_batchllm.attention.grouping import GroupingRule
 
-    flash.GroupingRule = lambda: GroupingRule(cost_tokens=8, min_tokens=32)
+    for module in (flash, portable):
+        module.default_rule = lambda: GroupingRule(cost_tokens=8, min_tokens=32)
 
 
 def make_a_mistake(which: str) -> None:
@@ -147,7 +149,7 @@ def main(model: str, load_file: Path, result: Path) -> None:
         import flash_on_cpu
 
         flash_on_cpu.install(BACKENDS[load["backend"]])
-        if load["backend"] == "shared":
+        if load["backend"] != "flash":
             small_tiles()
             plans = count_plans()
         if "mutant" in load:

@@ -7,6 +7,7 @@ up every entry on the vLLM that is installed; ``drift.py`` tells what has change
 
 from __future__ import annotations
 
+from entries_attention import ATTENTION
 from entries_attributes import ATTRIBUTES
 from entries_engine import ENGINE, PROMPT_LOGPROBS
 from entries_kv_cache import KV_CACHE
@@ -20,6 +21,7 @@ SYMBOLS: tuple[VLLMSymbol, ...] = (
     *KV_CACHE,
     *ENGINE,
     *PROMPT_LOGPROBS,
+    *ATTENTION,
     *LLM,
     *STATS,
 )

@@ -164,7 +164,7 @@ def engines(draw: st.DrawFn) -> tuple[EngineSizes, Any]:
         platform=draw(st.sampled_from(["cpu", "cuda"])),
     )
     costs = draw(st.sampled_from(
-        [COSTS, Measured(ON_CPU), replace(COSTS, shares_attention=True)]
+        [COSTS, Measured(ON_CPU), replace(COSTS, kv_reading="once")]
     ))  # fmt: skip
     return sizes, costs
 

@@ -21,6 +21,7 @@ from vllm_batchllm.simulate.cost_model import (
 )
 from vllm_batchllm.simulate.devices import DEVICES, Device
 from vllm_batchllm.simulate.models import MODELS, ModelShape
+from vllm_batchllm.simulate.shared_kv import PREFIX_SPEED, KVReading, SharedWork, launches_s
 
 # 1,000 operations and 100 bytes a second: one byte costs as much as ten operations.
 DEVICE = Device("d", 1e9, 1000.0, 100.0, 50.0, 8, 64, "made up")
@@ -38,7 +39,7 @@ models = st.builds(
     st.sampled_from(list(MODELS.values())),
     st.builds(Constants, st.floats(0.1, 1), st.floats(0, 1), st.floats(0, 1)),
     st.sampled_from([1, 2, 4]),
-    st.booleans(),
+    st.sampled_from(["apart", "cached", "once", "once-slow"]),
 )
 measured = st.builds(Measured, st.builds(MeasuredCosts, *[st.floats(0, 1)] * 6))
 
@@ -75,12 +76,29 @@ def test_output_attention_reads_kv_once_for_each_request() -> None:
     assert COSTS.time_of(work).decode_attention_s == pytest.approx(16 * 100 / 100 / 0.5)
 
 
-def test_shared_attention_reads_what_is_held_once() -> None:
-    sharing = replace(COSTS, shares_attention=True)
-    work = replace(ONE, decode_kv_tokens=100, held_kv_tokens=30)
-    assert sharing.time_of(work).decode_attention_s == pytest.approx(16 * 30 / 100 / 0.5)
-    more = replace(work, held_kv_tokens=300)
-    assert sharing.time_of(more) == COSTS.time_of(more)
+def test_what_several_share_is_read_apart_from_the_cache_or_once() -> None:
+    shared = SharedWork(node_tokens=20, tokens_saved=60, partial_rows=4)
+    work = replace(ONE, decode_kv_tokens=100, held_kv_tokens=30, shared=shared)
+    device = replace(COSTS.device, cache_gain=2.5)
+
+    def tokens(reading: KVReading) -> float:
+        spent = replace(COSTS, device=device, kv_reading=reading).time_of(work).decode_attention_s
+        spent -= launches_s(reading, work, COSTS.model)
+        return spent * 100 * 0.5 / 16
+
+    # A partial result: 2 layers, 2 heads of 2 and its log-sum-exp, 4 bytes written and read; 16 bytes are a token's KV.
+    partials = 4 * 2 * 4 * 2 * 2 * 3 / 16
+    assert tokens("apart") == pytest.approx(100)
+    assert tokens("cached") == pytest.approx(100 / 2.5)
+    assert tokens("once") == pytest.approx(100 - 60 + partials)
+    assert tokens("once-slow") == pytest.approx(40 + partials + 20 * (1 / PREFIX_SPEED - 1))
+    device = replace(device, cache_gain=10)
+    assert tokens("cached") == pytest.approx(30)
+
+
+def test_steps_without_decodes_launch_nothing_more() -> None:
+    prefill = replace(ONE, num_tokens=9, prefill_pairs=45, prefill_kv_tokens=9)
+    assert replace(COSTS, kv_reading="once").time_of(prefill) == COSTS.time_of(prefill)
 
 
 def test_fixed_costs_are_added_once_a_step_and_once_a_request() -> None:
@@ -113,7 +131,12 @@ def test_the_total_is_the_sum_of_the_parts() -> None:
     assert total.total_s == pytest.approx(2 * spent.total_s)
 
 
-@given(models | measured, works, st.sampled_from([f.name for f in fields(StepWork)]), counts)
+@given(
+    models | measured,
+    works,
+    st.sampled_from([f.name for f in fields(StepWork) if f.name != "shared"]),
+    counts,
+)
 def test_more_work_never_takes_less_time(
     costs: Roofline | Measured, work: StepWork, field: str, more: int
 ) -> None:
@@ -124,9 +147,9 @@ def test_more_work_never_takes_less_time(
 
 
 @given(models, works)
-def test_shared_attention_is_never_dearer(costs: Roofline, work: StepWork) -> None:
-    apart, shared = (replace(costs, shares_attention=value) for value in (False, True))
-    assert shared.time_of(work).total_s <= apart.time_of(work).total_s
+def test_the_cache_never_makes_it_dearer(costs: Roofline, work: StepWork) -> None:
+    apart, cached = (replace(costs, kv_reading=reading) for reading in ("apart", "cached"))
+    assert cached.time_of(work).total_s <= apart.time_of(work).total_s
 
 
 @given(models, works)

@@ -9,11 +9,9 @@ find no work.
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, ClassVar
 
 import torch
-from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backends import flash_attn
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
@@ -21,22 +19,9 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
-from vllm_batchllm.attention.checks import check_step, checks_are_on
-from vllm_batchllm.attention.grouping import GroupingRule
 from vllm_batchllm.attention.launch import LayerInputs, attend_shared, merge_into
-from vllm_batchllm.attention.limits import layer_reason
-from vllm_batchllm.attention.plan import PartialBuffers, SharedKVPlan, partial_capacity
-from vllm_batchllm.attention.shape import HEAD_SIZES, AttentionShape
-from vllm_batchllm.attention.tiles import tiles_of_device
-from vllm_batchllm.log import get_logger
-
-logger = get_logger(__name__)
-
-MIN_ROWS = 9
-"""Steps of fewer rows are vLLM's own, launches and all; decided by size, which is the same at capture and at replay."""
-
-_partials: weakref.WeakValueDictionary[Any, PartialBuffers] = weakref.WeakValueDictionary()
-"""Buffers that all layers of a model share, as long as a layer lives; layers run one after the other."""
+from vllm_batchllm.attention.shape import HEAD_SIZES
+from vllm_batchllm.attention.sharing import GroupPlan, default_rule, reserve
 
 
 class SharedFlashBackend(FlashAttentionBackend):
@@ -101,7 +86,7 @@ class SharedFlashBackend(FlashAttentionBackend):
 class SharedFlashMetadataBuilder(FlashAttentionMetadataBuilder):
     """Plans each step before vLLM's builder sees it.
 
-    A layer group with a layer that cannot share (:func:`layer_reason`) is built as vLLM builds it.
+    A group with a layer that cannot share (:func:`limits.layer_reason`) is built as vLLM builds it.
     """
 
     supports_update_block_table: bool = False
@@ -112,87 +97,40 @@ class SharedFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         # A draft that is built on the device would lengthen rows under a plan that is made.
         self.supports_draft_decode_metadata_update = False
-        self.layers = [
-            vllm_config.compilation_config.static_forward_context[n] for n in layer_names
-        ]
-        self.plan: SharedKVPlan | None = None
-        reasons = {reason for layer in self.layers if (reason := layer_reason(layer.impl))}
-        if reasons:
-            logger.info(
-                "Shared KV is not read once in %s: %s", layer_names[0], "; ".join(sorted(reasons))
-            )
-        self.can_share = not reasons
+        self.group = GroupPlan(self, layer_names)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> Any:
         """As vLLM's; the metadata also has ``shared_kv``: the plan, block tables, and places of the new tokens, or None."""
         step = common_attn_metadata
-        if not self.can_share or step.num_reqs < MIN_ROWS or step.causal is not True:
+        plan = self.group.make(step, shift=True)
+        if plan is None:
             metadata = super().build(common_prefix_len, step, fast_build)
             metadata.shared_kv = None
             return metadata
-        num_rows, table = step.num_reqs, step.block_table_tensor
-        if self.plan is None:
-            self.plan = self._make_plan(table.shape[1])
-        if checks_are_on():
-            check_step(table, step.seq_lens[:num_rows], self.block_size)
-        query_start = step.query_start_loc[: num_rows + 1]
-        self.plan.build(table, step.seq_lens[:num_rows], query_start)
+        num_rows = step.num_reqs
         own = step.replace(
-            seq_lens=self.plan.own_lens[:num_rows],
-            block_table_tensor=self.plan.own_table[:num_rows],
+            seq_lens=plan.own_lens[:num_rows],
+            block_table_tensor=plan.own_table[:num_rows],
             _num_computed_tokens_cache=None,
         )
         metadata = super().build(0, own, fast_build)
-        metadata.shared_kv = (self.plan, table, query_start)
+        places = step.query_start_loc[: num_rows + 1]
+        metadata.shared_kv = (plan, step.block_table_tensor, places)
         return metadata
-
-    def _make_plan(self, table_width: int) -> SharedKVPlan:
-        layer = self.layers[0]
-        scheduler = self.vllm_config.scheduler_config
-        shape = AttentionShape(
-            num_heads=self.num_heads_q,
-            num_kv_heads=self.num_heads_kv,
-            head_size=self.headdim,
-            block_size=self.block_size,
-            max_rows=max(scheduler.max_num_seqs, self.max_cudagraph_size or 0),
-            max_blocks=table_width,
-            max_query_len=tokens_of_a_decode(self.vllm_config),
-        )
-        tiles = tiles_of_device(self.device, shape.padded_head)
-        return SharedKVPlan(shape, layer.impl.rule, tiles, layer.impl.partials)
 
 
 class SharedFlashImpl(FlashAttentionImpl):
     """One layer: FlashAttention over own KV, then what is shared."""
 
-    supports_dcp: ClassVar[bool] = False
+    supports_dcp: bool = False
     supports_pcp: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rule = GroupingRule()
-        # Layers are made before memory is profiled, builders after it: what is reserved here is counted.
-        self.partials = self._reserve()
-
-    def _reserve(self) -> PartialBuffers:
-        config = get_current_vllm_config()
-        scheduler, graphs = config.scheduler_config, config.compilation_config
-        shape = AttentionShape(
-            self.num_heads, self.num_kv_heads, self.head_size, block_size=1, max_blocks=1,
-            max_rows=max(scheduler.max_num_seqs, graphs.max_cudagraph_capture_size or 0),
-            max_query_len=tokens_of_a_decode(config),
-        )  # fmt: skip
-        num_rows, device = partial_capacity(shape, self.rule), torch.get_default_device()
-        key = (device, num_rows, self.num_heads, self.head_size)
-        partials = _partials.get(key)
-        if partials is None:
-            partials = _partials[key] = PartialBuffers.reserve(shape, num_rows, device)
-            logger.info(
-                "Shared attention: %.0f MiB for partial results", partials.num_bytes / 2**20
-            )
-        return partials
+        self.rule = default_rule()
+        self.partials = reserve(self, "partial results", self.rule.max_levels)
 
     def forward(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor,
@@ -264,9 +202,3 @@ class SharedFlashImpl(FlashAttentionImpl):
             return_softmax_lse=True,
         )
         return lse
-
-
-def tokens_of_a_decode(vllm_config: Any) -> int:
-    """New tokens of a decoding row at most: one, and its drafts."""
-    speculative = vllm_config.speculative_config
-    return 1 + (speculative.num_speculative_tokens if speculative is not None else 0)

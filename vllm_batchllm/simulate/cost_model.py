@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.devices import Device
 from vllm_batchllm.simulate.graphs import Graphs, Mode
 from vllm_batchllm.simulate.models import ModelShape
+from vllm_batchllm.simulate.shared_kv import KVReading, SharedWork, launches_s, read_as_tokens
 from vllm_batchllm.simulate.step_costs import StepCosts
 
 
@@ -27,7 +28,8 @@ class StepWork:
     num_tokens: through the layers. num_requests: scheduled. num_sampled: that get a token.
     prefill_pairs: (query, key) pairs of requests with several tokens. prefill_kv_tokens: tokens
     of KV that those read. decode_kv_tokens: the same for requests with one token, each on its
-    own. held_kv_tokens: distinct tokens in the blocks held by requests.
+    own. held_kv_tokens: distinct tokens in the blocks held by requests. shared: what a kernel that reads shared KV once
+    would do (`shared_kv.py`); None where nobody asked.
     """
 
     num_tokens: int
@@ -37,6 +39,7 @@ class StepWork:
     prefill_kv_tokens: int = 0
     decode_kv_tokens: int = 0
     held_kv_tokens: int = 0
+    shared: SharedWork | None = None
 
     @property
     def decode_kv_distinct(self) -> int:
@@ -102,21 +105,23 @@ class CostModel(Protocol):
     def time_of(self, work: StepWork) -> StepTime:
         """The parts of a step that does `work`."""
 
+    @property
+    def reads_shared_kv_once(self) -> bool:
+        """Whether `work` has to say what its decodes share."""
+
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
     """A model on `tensor_parallel` devices of one kind.
 
-    shares_attention: decoding reads KV that several requests share once a step, as a kernel for
-    groups would (BatchLLM, section on prefix-shared attention); vLLM's kernels read it once for
-    each request. graphs: which steps are captured; None launches everything in no time.
+    kv_reading: how decodes read KV that several requests share (`shared_kv.py`). graphs: which steps are captured; None launches everything in no time.
     """
 
     device: Device
     model: ModelShape
     constants: Constants = PUBLISHED
     tensor_parallel: int = 1
-    shares_attention: bool = False
+    kv_reading: KVReading = "apart"
     graphs: Graphs | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +132,11 @@ class Roofline:
                 f"{self.model.num_heads} attention heads of {self.model.name} cannot be divided "
                 f"among {self.tensor_parallel} devices"
             )
+
+    @property
+    def reads_shared_kv_once(self) -> bool:
+        """Whether `work` has to say what its decodes share."""
+        return self.kv_reading in ("once", "once-slow")
 
     def mode_of(self, work: StepWork) -> Mode | None:
         """Which graphs a step that does `work` can replay; None where graphs are not looked at."""
@@ -149,9 +159,7 @@ class Roofline:
         """Without what the host does; num_tokens: through the layers, padding included."""
         model = self.model
         kv_bytes = model.kv_bytes_per_device(self.tensor_parallel) * self.tensor_parallel
-        decode_kv = work.decode_kv_tokens
-        if self.shares_attention:
-            decode_kv = work.decode_kv_distinct
+        decode_kv = read_as_tokens(self.kv_reading, work, model, self.device.cache_gain)
         return StepTime(
             linear_s=self._longer(2.0 * model.layer_weights * num_tokens, model.layer_bytes),
             head_s=self._longer(
@@ -162,7 +170,8 @@ class Roofline:
                 model.attention_flops_per_pair * work.prefill_pairs,
                 kv_bytes * work.prefill_kv_tokens,
             ),
-            decode_attention_s=self._longer(0.0, kv_bytes * decode_kv),
+            decode_attention_s=self._longer(0.0, kv_bytes * decode_kv)
+            + launches_s(self.kv_reading, work, model),
             communication_s=self._communication_s(num_tokens),
             step_s=self.constants.step_s,
             requests_s=self.constants.request_s * work.num_requests,
@@ -205,6 +214,7 @@ class Measured:
     """Linear costs, as found on a real engine."""
 
     costs: MeasuredCosts
+    reads_shared_kv_once: ClassVar[bool] = False
 
     def mode_of(self, work: StepWork) -> Mode | None:
         """None: on a CPU nothing is captured."""

@@ -18,7 +18,8 @@ class Device:
     memory_bytes: of the device. flops: peak of dense 16-bit matrix products, 1/s. bandwidth:
     of its memory, bytes/s. link_bandwidth: to its neighbours, bytes/s in one direction.
     max_num_seqs, max_num_batched_tokens: what vLLM 0.32 and 0.33 take for its `LLM` class there.
-    source: where the figures are from.
+    source: where the figures are from. cache_gain: how much faster than from memory attention reads KV that neighbours
+    have just read, at best; 1 where nothing is known.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Device:
     max_num_seqs: int
     max_num_batched_tokens: int
     source: str
+    cache_gain: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -36,6 +38,13 @@ class Device:
             if not isinstance(value, str) and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{field.name} of device {self.name!r} must be above 0: {value}")
 
+
+MEASURED_H100_CACHE_GAIN = 6.9 / 3.0
+"""FlashAttention 3 over 16,000 tokens shared by 16 neighbours, TB/s, over the same with nothing shared
+(benchmarks/results/gpu)."""
+
+ASSUMED_A100_CACHE_GAIN = 2.0
+"""Not measured: of the order that its second-level cache has in published microbenchmarks."""
 
 _TB, _TFLOPS, _GB = 1e12, 1e12, 1e9
 DEVICES = {
@@ -50,6 +59,7 @@ DEVICES = {
             max_num_seqs=256,
             max_num_batched_tokens=8192,
             source="NVIDIA A100 SXM data sheet",
+            cache_gain=ASSUMED_A100_CACHE_GAIN,
         ),
         Device(
             name="H100-80GB",
@@ -60,6 +70,7 @@ DEVICES = {
             max_num_seqs=1024,
             max_num_batched_tokens=16384,
             source="NVIDIA H100 SXM data sheet",
+            cache_gain=MEASURED_H100_CACHE_GAIN,
         ),
         Device(
             name="H200",
@@ -70,6 +81,7 @@ DEVICES = {
             max_num_seqs=1024,
             max_num_batched_tokens=16384,
             source="NVIDIA H200 SXM data sheet",
+            cache_gain=MEASURED_H100_CACHE_GAIN * 3.35 / 4.8,  # the same cache beside faster memory
         ),
         Device(
             name="MI250",

@@ -26,6 +26,7 @@ from vllm_batchllm.simulate.sglang import (
     DfsWeightScheduler,
     LongestPrefixScheduler,
 )
+from vllm_batchllm.simulate.shared_kv import SharedKVMeter
 from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens
 from vllm_batchllm.workloads.batch import Batch
 
@@ -119,8 +120,11 @@ def run_arm(
     costs: CostModel,
     optimal_saved_tokens: int,
     on_progress: OnProgress | None = None,
+    sharing: Callable[[Any], SharedKVMeter] | None = None,
 ) -> SimulatedRun:
     """Serve `batch` by `arm`; deterministic but for `plan_s` and `wall_s`.
+
+    sharing: makes of the scheduler what counts shared KV; None for that of the costs.
 
     Raises:
         UsageError: a request can never fit into the KV blocks.
@@ -134,8 +138,11 @@ def run_arm(
     ends = {str(place): batch.output_lens[index] for place, index in enumerate(order)}
     total = StepTime()
     modes: Counter[str] = Counter()
+    if sharing is None and costs.reads_shared_kv_once:
+        sharing = SharedKVMeter
+    meter = WorkMeter(None if sharing is None else sharing(scheduler))
     with record(scheduler) as steps:
-        run = _Run(scheduler, requests, ends, costs, clock, total, modes)
+        run = _Run(scheduler, requests, ends, costs, clock, total, modes, meter)
         run.serve(sizes, on_progress)
     inputs = RunInputs(
         batch.num_requests, batch.prompt_tokens, batch.output_tokens, optimal_saved_tokens
@@ -200,7 +207,7 @@ class _Run:
     clock: _Clock
     total: StepTime
     modes: Counter[str]
-    meter: WorkMeter = field(default_factory=WorkMeter)
+    meter: WorkMeter
 
     def serve(self, sizes: EngineSizes, on_progress: OnProgress | None) -> None:
         """Until all have ended; asynchronous, with one step in flight while the next is put together."""

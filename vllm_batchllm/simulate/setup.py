@@ -21,6 +21,7 @@ from vllm_batchllm.simulate.graphs import Graphs, capture_sizes
 from vllm_batchllm.simulate.memory import num_kv_blocks
 from vllm_batchllm.simulate.models import find_model
 from vllm_batchllm.simulate.run import ArmSizes, EngineSizes
+from vllm_batchllm.simulate.shared_kv import KVReading
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 
 MAX_GRAPH_TOKENS = 512
@@ -44,7 +45,7 @@ class SetupOptions:
     max_num_batched_tokens: int | None = None
     max_waiting: int | None = None
     prefix_caching: bool = True
-    shares_attention: bool = False
+    kv_reading: KVReading = "apart"
     constants: Constants = PUBLISHED
 
 
@@ -100,7 +101,7 @@ def _gpu(options: SetupOptions) -> Setup:
         model,
         options.constants,
         options.tensor_parallel,
-        options.shares_attention,
+        options.kv_reading,
         Graphs(capture_sizes(seqs, MAX_GRAPH_TOKENS)),
     )
     block_size = options.block_size or _GPU_BLOCK_SIZE
@@ -166,11 +167,11 @@ def _cpu(batch: Batch, options: SetupOptions) -> Setup:
 
 
 def with_shared_attention(setup: Setup) -> Setup:
-    """The same with a kernel that reads shared KV once.
+    """The same with shared attention, at the speed that one device has shown for its kernels.
 
     Raises:
         UsageError: the costs are measured ones, which no other kernel can be read off.
     """
     if not isinstance(setup.costs, Roofline):
         raise UsageError("prefix-shared attention cannot be simulated with measured costs")
-    return replace(setup, costs=replace(setup.costs, shares_attention=True))
+    return replace(setup, costs=replace(setup.costs, kv_reading="once-slow"))
