@@ -54,10 +54,11 @@ def store(
 
 def install(backend: str) -> None:
     """Make ``backend`` the one that engines on the CPU get."""
-    from vllm.v1.attention.backends import fa_utils, flash_attn
+    from vllm.v1.attention.backends import fa_utils, flash_attn, triton_attn
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     flash_attn.flash_attn_varlen_func, flash_attn.reshape_and_cache_flash = varlen, store
+    triton_attn.triton_reshape_and_cache_flash = store
     for module in (flash_attn, fa_utils):
         module.get_flash_attn_version = lambda *args, **kwargs: 2
     flash_attn.flash_attn_supports_quant_query_input = lambda *args, **kwargs: False

@@ -107,6 +107,12 @@ def test_drafts_and_aborts(model: str, tmp_path: Path) -> None:
     check(run(model, tmp_path, engine, runner="v1", abort=True, arms=["ours"]), ("ours",))
 
 
+@pytest.mark.long  # vLLM's own Triton kernel, which has the steps with prefills, takes its time in the interpreter
+def test_portable_backend(model: str, tmp_path: Path) -> None:
+    found = run(model, tmp_path, ROOMY, runner="v2", backend="portable", arms=["ours"])
+    check(found, ("ours",))
+
+
 @pytest.mark.parametrize("option", ["on", "auto", pytest.param("off", marks=pytest.mark.long)])
 def test_cpu_engine_by_option(model: str, tmp_path: Path, option: str) -> None:
     engine = ROOMY | {"num_gpu_blocks_override": 60}
