@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from platforms import OURS, PLATFORMS, TUNED, Platform, geometric_mean, num_requests_of
 from sim_rows import table
-from vllm_batchllm.measure.machine import usable_cores
+from vllm_batchllm.measure.environment import usable_cores
 
 from vllm_batchllm.attention.grouping import GroupingRule
 from vllm_batchllm.simulate.cost_model import Roofline, StepTime, StepWork
