@@ -124,21 +124,22 @@ def rival(
     prefix: int,
     own: int,
     lens: torch.Tensor,
+    out: torch.Tensor,
 ) -> Callable[[], None] | None:
-    """Prefix by one FlashAttention call over groups of ``degree`` equal rows, own KV by another, and a merge.
+    """Prefix by one FlashAttention call over groups of ``degree`` equal rows, own KV by another, and a merge into ``out``.
 
     None where there is no FlashAttention, or nothing is shared.
     """
     if flash is None or degree == 1:
         return None
-    block_size = layer.keys.shape[1]
+    block_size, device = layer.keys.shape[1], layer.q.device
     shared = prefix // block_size
-    heads, device = layer.block_table[::degree, :shared].contiguous(), layer.q.device
+    heads = layer.block_table[::degree, :shared].contiguous()
     starts = torch.arange(0, len(layer.q) + 1, degree, dtype=torch.int32, device=device)
     prefix_lens = torch.full((len(heads),), shared * block_size, dtype=torch.int32, device=device)
     own_table = layer.block_table[:, shared:].contiguous()
     own_lens = lens - shared * block_size
-    out, more = torch.empty_like(layer.q), torch.empty_like(layer.q)
+    more = torch.empty_like(layer.q)
 
     def call() -> None:
         lse = flash(layer, own_table, own_lens, prefix % block_size + own, out)
