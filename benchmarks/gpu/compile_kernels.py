@@ -189,6 +189,8 @@ def everything(architecture: Architecture) -> Iterator[Compiled]:
     """All that is shipped for an architecture."""
     for head_size, kv_type, tile in shipped_tiles(architecture.name):
         yield prefix_case(architecture, head_size, kv_type, tile)
+        if architecture.backend == "hip" and tile[0] > 16:  # the portable backend's own part
+            yield suffix_case(architecture, head_size, kv_type, (16, tile[1], 4, 2))
     yield from other_cases(architecture, 128)
 
 

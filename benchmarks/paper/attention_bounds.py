@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import typer
 from platforms import OURS, PLATFORMS, TUNED, Platform, geometric_mean, num_requests_of
 from sim_rows import table
-from vllm_batchllm.measure.environment import usable_cores
 
 from vllm_batchllm.attention.grouping import GroupingRule
+from vllm_batchllm.measure.environment import usable_cores
 from vllm_batchllm.simulate.cost_model import Roofline, StepTime, StepWork
 from vllm_batchllm.simulate.graphs import Mode
 from vllm_batchllm.simulate.shared_kv import KVReading, SharedKVMeter

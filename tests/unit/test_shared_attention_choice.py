@@ -167,3 +167,57 @@ def test_only_on_counts_as_chosen():
         options = {"batchllm": {"shared_attention": value}}
         assert is_chosen(SimpleNamespace(additional_config=options)) is chosen
     assert not is_chosen(SimpleNamespace(additional_config=None))
+
+
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [
+        ((8, 6), None),
+        ((9, 0), None),
+        ((10, 0), None),
+        ((7, 5), "7.5"),
+        ((12, 0), "12.0"),
+        (None, "unknown"),
+    ],
+)
+def test_devices_without_tiles_are_named(monkeypatch, capability, words):
+    from vllm.platforms import current_platform
+
+    from vllm_batchllm.attention.device import capability_reasons
+
+    found = capability and SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(type(current_platform), "get_device_capability", lambda *_, **__: found)
+    expected = [] if words is None else [f"no tiles are shipped for compute capability {words}"]
+    assert capability_reasons() == expected
+
+
+def test_a_custom_backend_of_somebody_else_is_left_alone():
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    from vllm_batchllm.attention.choice import BACKENDS
+    from vllm_batchllm.attention.device import somebody_elses_backend
+
+    custom = AttentionBackendEnum.CUSTOM
+    try:
+        assert somebody_elses_backend() is None
+        register_backend(custom, "their.Backend")
+        assert somebody_elses_backend() == "their.Backend"
+        register_backend(custom, BACKENDS["cuda"])
+        assert somebody_elses_backend() is None
+    finally:
+        custom.clear_override()
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [("3.7.1", []), ("3.1.0", ["Triton 3.1.0; 3.2 or newer is needed"])],
+)
+def test_an_old_triton_is_named(monkeypatch, installed, words):
+    import triton
+
+    from vllm_batchllm.attention import device
+
+    monkeypatch.setattr(triton, "__version__", installed)
+    assert device.triton_reasons() == words
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    assert device.triton_reasons() == ["Triton is not installed"]

@@ -10,8 +10,13 @@ from vllm_batchllm.attention.speed_records import RecordKey, SpeedRecord, record
 
 Option = Literal["auto", "on", "off"]
 
-BACKEND = "vllm_batchllm.attention.flash.SharedFlashBackend"
-CPU_BACKEND = "vllm_batchllm.attention.cpu.SharedCPUBackend"
+BACKENDS = {
+    "cuda": "vllm_batchllm.attention.flash.SharedFlashBackend",
+    "rocm": "vllm_batchllm.attention.portable.SharedTritonBackend",
+    "cpu": "vllm_batchllm.attention.cpu.SharedCPUBackend",
+}
+"""By platform."""
+
 FULL_ATTENTION = "full_attention"
 """vLLM's name of the kind of layers that keep all tokens: the others keep their backend."""
 
@@ -69,18 +74,18 @@ def use_shared_attention(vllm_config: Any, option: Option) -> Choice:
 
     platform = device.platform_of()
     reasons = [*platform.reasons, *engine_reasons(vllm_config)]
-    is_cuda = platform.name == "cuda"
-    if is_cuda:
+    on_gpu = platform.name in ("cuda", "rocm")
+    if on_gpu:
         reasons += device.head_size_reasons(vllm_config.model_config.get_head_size())
         other = device.somebody_elses_backend()
         reasons += (
             [f"vLLM's place for a custom attention backend is taken by {other}"] if other else []
         )
-    key = device.record_key(vllm_config) if is_cuda and not reasons else None
+    key = device.record_key(vllm_config) if on_gpu and not reasons else None
     choice = choose(option, reasons, key, known_records())
     if choice.use:
         device.offer_backends(platform.name)
-        if is_cuda:
+        if on_gpu:
             from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
             vllm_config.attention_config.backend_per_kind[FULL_ATTENTION] = (

@@ -7,12 +7,12 @@ import os
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from vllm_batchllm.attention.choice import BACKEND, CPU_BACKEND
+from vllm_batchllm.attention.choice import BACKENDS
 from vllm_batchllm.attention.shape import HEAD_SIZES
 from vllm_batchllm.attention.speed_records import RecordKey
 
 CHOSEN = "VLLM_BATCHLLM_SHARED_ATTENTION"
-"""Environment variable by which the processes of an engine know which backend was chosen: ``cuda`` or ``cpu``. vLLM carries
+"""Environment variable by which the processes of an engine know which backend was chosen: ``cuda``, ``rocm`` or ``cpu``. vLLM carries
 variables of this prefix to workers on other machines, too."""
 
 MIN_TRITON = (3, 2)
@@ -32,10 +32,23 @@ def platform_of() -> Platform:
     if current_platform.is_cpu():
         return Platform("cpu", [])
     if current_platform.is_rocm():
-        return Platform("rocm", ["the portable backend for ROCm has not been run on a device"])
+        return Platform("rocm", triton_reasons())
     if not current_platform.is_cuda():
         return Platform("other", [f"the platform {current_platform.device_name!r}"])
-    return Platform("cuda", triton_reasons())
+    return Platform("cuda", [*triton_reasons(), *capability_reasons()])
+
+
+def capability_reasons() -> list[str]:
+    """Why this NVIDIA device has no tiles. CUDA is not touched: the engine's processes may be forked from this one."""
+    from vllm.platforms import current_platform
+
+    from vllm_batchllm.attention.tiles import NVIDIA
+
+    capability = current_platform.get_device_capability()
+    if capability is not None and capability.major in NVIDIA:
+        return []
+    shown = "unknown" if capability is None else f"{capability.major}.{capability.minor}"
+    return [f"no tiles are shipped for compute capability {shown}"]
 
 
 def triton_reasons() -> list[str]:
@@ -77,7 +90,7 @@ def somebody_elses_backend() -> str | None:
 
     custom = AttentionBackendEnum.CUSTOM
     path = custom.get_path() if custom.is_overridden() else None
-    return None if path in (None, BACKEND) else path
+    return None if path is None or path in BACKENDS.values() else path
 
 
 def offer_backends(platform: str) -> None:
@@ -88,15 +101,13 @@ def offer_backends(platform: str) -> None:
 
 def register_chosen() -> None:
     """Register the backend that was chosen for this process or for one that started it; else do nothing."""
-    platform = os.environ.get(CHOSEN)
-    if platform not in ("cuda", "cpu"):
+    platform = os.environ.get(CHOSEN, "")
+    if platform not in BACKENDS:
         return
     from vllm.v1.attention import selector
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    if platform == "cuda":
-        register_backend(AttentionBackendEnum.CUSTOM, BACKEND)
-    else:
-        register_backend(AttentionBackendEnum.CPU_ATTN, CPU_BACKEND)
+    place = AttentionBackendEnum.CPU_ATTN if platform == "cpu" else AttentionBackendEnum.CUSTOM
+    register_backend(place, BACKENDS[platform])
     # What engines of this process before were given is remembered there.
     selector._cached_get_attn_backend.cache_clear()

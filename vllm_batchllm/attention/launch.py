@@ -24,6 +24,7 @@ MAX_TILE_HEADS = 16
 """Heads that one program merges."""
 
 OWN_TILE_M = 16
+OWN_WARPS, OWN_STAGES = 4, 2
 MAX_STRIPES = 64
 """Programs among which the new tokens of one long row are shared out."""
 
@@ -140,6 +141,7 @@ def attend_own_and_merge(
         layer.q, layer.keys, layer.values, layer.block_table, layer.query_start, seq_lens, plan.shared_lens,
         own.values, own.lse, *layer.scales(), *layer.strides(), layer.softmax_scale,
         TILE_M=OWN_TILE_M, TILE_N=plan.tiles.wide.n, NUM_SPLITS_OWN=num_splits_own, **layer.constants(plan),
+        num_warps=OWN_WARPS, num_stages=OWN_STAGES,
     )  # fmt: skip
     grid = (num_rows, triton.cdiv(shape.num_heads, tile_heads), min(MAX_STRIPES, max_query_len))
     kernels.merge_kernel[grid](
