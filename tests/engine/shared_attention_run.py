@@ -115,6 +115,18 @@ def abort_on_the_way(llm: Any, load: dict[str, Any]) -> None:
     raise AssertionError("requests are left")
 
 
+def adapters(load: dict[str, Any]) -> dict[str, Any]:
+    """Adapters of the prompts, in turns, as ``generate`` takes them."""
+    from vllm.lora.request import LoRARequest
+
+    known = [
+        LoRARequest(f"adapter-{n}", n, path) for n, path in enumerate(load.get("adapters", ()), 1)
+    ]
+    if not known:
+        return {}
+    return {"lora_request": [known[n % len(known)] for n in range(len(load["prompts"]))]}
+
+
 def outcome(llm: Any, load: dict[str, Any], plans: dict[str, int]) -> dict[str, Any]:
     from tiny_engines import generate, greedy, scheduler_of, tokens
 
@@ -122,7 +134,7 @@ def outcome(llm: Any, load: dict[str, Any], plans: dict[str, int]) -> dict[str, 
         abort_on_the_way(llm, load)
     before, preempted = dict(plans), count_preemptions(scheduler_of(llm))
     params = [greedy(n, ignore_eos=True) for n in load["max_tokens"]]
-    outputs = generate(llm, load["prompts"], params)
+    outputs = generate(llm, load["prompts"], params, **adapters(load))
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     scheduler = scheduler_of(llm)
     return {

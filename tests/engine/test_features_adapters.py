@@ -26,19 +26,21 @@ from tiny_engines import (
 )
 from vllm.lora.request import LoRARequest
 
+from vllm_batchllm.bench.random_model import RandomModelSpec
+
 RANK = 8
 
 
-def write_adapter(folder: Path, seed: int) -> str:
-    """A LoRA adapter of random weights on the query and value projections of the tiny model."""
+def write_adapter(folder: Path, seed: int, model: RandomModelSpec = TINY) -> str:
+    """A LoRA adapter of random weights on the query and value projections of a model."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)
-    head_dim = TINY.hidden_size // TINY.num_heads
+    head_dim = model.hidden_size // model.num_heads
     tensors = {}
-    for layer in range(TINY.num_layers):
-        for name, heads in (("q_proj", TINY.num_heads), ("v_proj", TINY.num_kv_heads)):
+    for layer in range(model.num_layers):
+        for name, heads in (("q_proj", model.num_heads), ("v_proj", model.num_kv_heads)):
             module = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            down = torch.randn(RANK, TINY.hidden_size, generator=generator)
+            down = torch.randn(RANK, model.hidden_size, generator=generator)
             up = torch.randn(heads * head_dim, RANK, generator=generator)
             tensors[f"{module}.lora_A.weight"] = down * 0.3
             tensors[f"{module}.lora_B.weight"] = up * 0.3

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from own_process import run_alone
+from test_features_adapters import RANK, write_adapter
 from tiny_engines import StockLLM, generate, greedy, started, tokens
 
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
@@ -56,6 +57,13 @@ def nested_prompts(seed: int = 3) -> list[list[int]]:
     return prompts
 
 
+def adapters_of(prompts: list[list[int]], load: dict[str, Any]) -> dict[str, Any]:
+    """As the script has them."""
+    from shared_attention_run import adapters
+
+    return adapters({"prompts": prompts, **load})
+
+
 def run(
     model: str,
     folder: Path,
@@ -69,9 +77,10 @@ def run(
     prompts = nested_prompts()
     rng = random.Random(5)
     max_tokens = [rng.randrange(4, 14) for _ in prompts]
-    with started(StockLLM, model, **ROOMY) as stock:
+    lora = {name: engine[name] for name in engine if "lora" in name}
+    with started(StockLLM, model, **ROOMY, **lora) as stock:
         params = [greedy(n, ignore_eos=True) for n in max_tokens]
-        expected = tokens(generate(stock, prompts, params))
+        expected = tokens(generate(stock, prompts, params, **adapters_of(prompts, load)))
     load |= {"prompts": prompts, "max_tokens": max_tokens, "backend": backend, "engine": engine}
     environment = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2"))}
     found = run_alone("shared_attention_run.py", model, load, folder, **environment)
@@ -126,6 +135,13 @@ def test_cpu_engine_by_option(model: str, tmp_path: Path, option: str) -> None:
         assert ours["plans"]["planned"] > 5 and ours["plans"]["tokens_saved"] > 0
     else:
         assert ours["backend"] == "CPUAttentionMetadataBuilder" and ours["plans"]["builds"] == 0
+
+
+@pytest.mark.long
+def test_adapters(model: str, tmp_path: Path) -> None:
+    paths = [write_adapter(tmp_path / f"adapter-{n}", n, GROUPED) for n in (1, 2)]
+    engine = ROOMY | {"enable_lora": True, "max_loras": 2, "max_lora_rank": RANK}
+    check(run(model, tmp_path, engine, runner="v1", adapters=paths))
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ from vllm_batchllm.simulate import command, suite
 from vllm_batchllm.simulate.arms import arm_names
 from vllm_batchllm.simulate.devices import DEVICES
 from vllm_batchllm.simulate.models import MODELS
+from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS
 
 SMALL = ("micro-2000-200-d16", "--scale", "32", "--num-requests", "32", "--kv-blocks", "60")
 
@@ -79,7 +80,8 @@ def test_json_on_standard_output_is_the_record_and_nothing_else(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["simulate.json"]
     (only,) = record["results"]
     names = [one["arm"] for one in only["runs"]]
-    assert names == ["stock", "sorted", "tuned", "batchllm", "batchllm + shared attention"]
+    ours = ["batchllm" + suffix for suffix in ("", *ATTENTION_BOUNDS)]
+    assert names == ["stock", "sorted", "tuned", *ours]
     for one in only["runs"]:
         assert sum(one["parts"].values()) == pytest.approx(one["makespan_s"])
         assert one["device_hours"] == pytest.approx(one["makespan_s"] / 3600)

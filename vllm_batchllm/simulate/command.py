@@ -65,7 +65,7 @@ Lookahead = Annotated[
     int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
 ]
 SharedAttention = Annotated[
-    bool, typer.Option(help="Also ours with a kernel that reads shared KV once.")
+    bool, typer.Option(help="Also ours with shared attention, between two bounds.")
 ]
 Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
 Price = Annotated[
@@ -215,9 +215,10 @@ def _run(
     compare_attention: bool,
     book: _Book,
 ) -> None:
+    from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS
     from vllm_batchllm.simulate.suite import simulate as run_simulation
 
-    num_arms = len(arms) + compare_attention
+    num_arms = len(arms) + (len(ATTENTION_BOUNDS) if compare_attention else 0)
     total = num_arms * sum(batch.num_requests for batch, _ in plans)
     with tqdm(total=total, unit=" requests", file=sys.stderr, dynamic_ncols=True) as bar:
         for batch, setup in plans:

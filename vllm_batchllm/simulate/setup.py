@@ -166,12 +166,21 @@ def _cpu(batch: Batch, options: SetupOptions) -> Setup:
     return Setup(sizes, Measured(calibration.costs), CPU, calibration.model, 1)
 
 
-def with_shared_attention(setup: Setup) -> Setup:
-    """The same with shared attention, at the speed that one device has shown for its kernels.
+ATTENTION_BOUNDS: dict[str, KVReading] = {
+    " + shared attention": "once",
+    ", KV from cache": "cached",
+    " + shared attention, slow": "once-slow",
+}
+"""What is added to the name of an arm, and how KV is read then. The first against the arm itself is the upper bound of what
+shared attention brings, the last against the second the lower one."""
+
+
+def with_reading(setup: Setup, reading: KVReading) -> Setup:
+    """The same with another way of reading shared KV.
 
     Raises:
         UsageError: the costs are measured ones, which no other kernel can be read off.
     """
     if not isinstance(setup.costs, Roofline):
         raise UsageError("prefix-shared attention cannot be simulated with measured costs")
-    return replace(setup, costs=replace(setup.costs, kv_reading="once-slow"))
+    return replace(setup, costs=replace(setup.costs, kv_reading=reading))

@@ -15,7 +15,7 @@ from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate.arms import OURS, SORTED, Arm
 from vllm_batchllm.simulate.bound import lower_bound
 from vllm_batchllm.simulate.run import OnProgress, SimulatedRun, run_arm
-from vllm_batchllm.simulate.setup import Setup, with_shared_attention
+from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS, Setup, with_reading
 from vllm_batchllm.workloads.batch import Batch
 
 SCHEMA = 1
@@ -84,7 +84,7 @@ def simulate(
 ) -> Simulation:
     """Run `batch` by every arm.
 
-    compare_attention: run our arm once more, with prefix-shared attention, as another arm.
+    compare_attention: run our arm with each way of reading shared KV, as further arms.
     on_arm: told who is next. on_result: given what is finished after each arm.
 
     Raises:
@@ -96,8 +96,10 @@ def simulate(
     plans = [(arm, setup) for arm in arms]
     if compare_attention:
         ours = next((arm for arm in arms if arm.is_ours), Arm(OURS, OURS))
-        ours = replace(ours, name=f"{ours.name} + shared attention")
-        plans.append((ours, with_shared_attention(setup)))
+        plans += [
+            (replace(ours, name=ours.name + suffix), with_reading(setup, reading))
+            for suffix, reading in ATTENTION_BOUNDS.items()
+        ]
     result = Simulation(describe(batch), setup.describe(), (), bound.total_s)
     for arm, using in plans:
         on_arm(arm.name)
