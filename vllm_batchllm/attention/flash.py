@@ -97,7 +97,7 @@ class SharedFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         # A draft that is built on the device would lengthen rows under a plan that is made.
         self.supports_draft_decode_metadata_update = False
-        self.group = GroupPlan(self, layer_names)
+        self.group = GroupPlan(self, layer_names, SharedFlashMetadataBuilder)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
@@ -137,7 +137,7 @@ class SharedFlashImpl(FlashAttentionImpl):
         attn_metadata: Any, output: torch.Tensor, output_scale: Any = None, output_block_scale: Any = None,
     ) -> torch.Tensor:  # fmt: skip
         """As vLLM's: writes (tokens, heads * head size) into ``output``."""
-        shared = None if attn_metadata is None else attn_metadata.shared_kv
+        shared = getattr(attn_metadata, "shared_kv", None)
         if shared is None or output_scale is not None or output_block_scale is not None:
             return super().forward(
                 layer,

@@ -88,7 +88,7 @@ class SharedTritonMetadataBuilder(TritonAttentionMetadataBuilder):
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.supports_draft_decode_metadata_update = False
-        self.group = GroupPlan(self, layer_names)
+        self.group = GroupPlan(self, layer_names, SharedTritonMetadataBuilder)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
@@ -116,7 +116,7 @@ class SharedTritonImpl(TritonAttentionImpl):
         attn_metadata: Any, output: torch.Tensor, output_scale: Any = None, output_block_scale: Any = None,
     ) -> torch.Tensor:  # fmt: skip
         """As vLLM's: writes (tokens, heads * head size) into ``output``."""
-        plan = None if attn_metadata is None else attn_metadata.shared_kv
+        plan = getattr(attn_metadata, "shared_kv", None)
         if (
             plan is None
             or attn_metadata.max_query_len > plan.shape.max_query_len

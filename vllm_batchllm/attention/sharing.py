@@ -72,10 +72,14 @@ def reserve(impl: Any, kind: str, rows_per_row: int) -> PartialBuffers:
 class GroupPlan:
     """The plan of one group of layers, made with its first step; or the reasons why it has none."""
 
-    def __init__(self, builder: Any, layer_names: list[str]) -> None:
-        config = builder.vllm_config
-        self._layers = [config.compilation_config.static_forward_context[n] for n in layer_names]
+    def __init__(self, builder: Any, layer_names: list[str], known: type) -> None:
+        """known: the class of builders that plan. vLLM derives others from it, for local attention and fast prefill, whose
+        steps or metadata are not those of the engine."""
+        layers = builder.vllm_config.compilation_config.static_forward_context
+        self._layers = [layers[name] for name in layer_names]
         reasons = {reason for layer in self._layers if (reason := layer_reason(layer.impl))}
+        if type(builder) is not known:
+            reasons.add(f"metadata of {type(builder).__name__}")
         if reasons:
             logger.info(
                 "KV that requests share is read apart in %s and its like: %s",
