@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vllm_batchllm.attention import attention_kernels, planning_kernels
+from vllm_batchllm.attention import attention_kernels, merge_kernels, planning_kernels
 from vllm_batchllm.attention.shape import next_power_of_two
 from vllm_batchllm.attention.tiles import ARCHITECTURES, Architecture, shipped_tiles
 
@@ -145,15 +145,15 @@ def other_cases(architecture: Architecture, head_size: int) -> Iterator[Compiled
         "NUM_HEADS": 32, "HEAD_SIZE": head_size, "PADDED_HEAD": next_power_of_two(head_size), "TILE_HEADS": 16,
         "PADDED": 2048,
     }  # fmt: skip
-    plan, attention = planning_kernels, attention_kernels
+    plan, merge = planning_kernels, merge_kernels
     cases: list[tuple[Any, dict[str, Any]]] = [
         (plan.equal_blocks_kernel, {"MAX_QUERY_LEN": 1, "BLOCK_SIZE": 16, "CHUNK": 256}),
         (plan.nodes_kernel, {"COST_TOKENS": 32, "MIN_TOKENS": 64, **sizes}),
         (plan.parents_kernel, {"PADDED": 2048}),
         (plan.splits_kernel, {"NUM_KV_HEADS": 8, "PROGRAMS": 264, "MIN_SPLIT": 256, "MAX_SPLITS": 8, "MAX_LEVELS": 4, **cut, **sizes}),
         (plan.finish_kernel, {"SHIFT": True, "CHUNK": 256, "ITEM_COLUMNS": plan.NUM_ITEM_COLUMNS, **cut, **sizes}),
-        (attention.merge_into_kernel, {"MAX_QUERY_LEN": 1, **heads}),
-        (attention.merge_kernel, {"MAX_QUERY_LEN": 1, "NUM_SPLITS_OWN": 1, **heads}),
+        (merge.merge_into_kernel, {"MAX_QUERY_LEN": 1, **heads}),
+        (merge.merge_kernel, {"MAX_QUERY_LEN": 1, "NUM_SPLITS_OWN": 1, **heads}),
     ]  # fmt: skip
     for kernel, constants in cases:
         name = kernel.__name__.removesuffix("_kernel")

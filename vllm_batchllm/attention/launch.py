@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_batchllm.attention import attention_kernels as kernels
+from vllm_batchllm.attention import attention_kernels, merge_kernels
 from vllm_batchllm.attention.plan import PartialBuffers, SharedKVPlan
 from vllm_batchllm.attention.planning_kernels import (
     NUM_ITEM_COLUMNS,
@@ -99,7 +99,7 @@ def attend_shared(plan: SharedKVPlan, layer: LayerInputs) -> None:
 def _launch_prefix(
     plan: SharedKVPlan, layer: LayerInputs, tile: Tile, items: torch.Tensor, num_items: torch.Tensor
 ) -> None:
-    kernels.prefix_kernel[(tile.num_programs,)](
+    attention_kernels.prefix_kernel[(tile.num_programs,)](
         layer.q, layer.keys, layer.values, layer.block_table, layer.query_start, items, num_items,
         plan.partials.values, plan.partials.lse, *layer.scales(), *layer.strides(), layer.softmax_scale,
         MAX_QUERY_LEN=plan.shape.max_query_len, TILE_M=tile.m, TILE_N=tile.n, ITEM_COLUMNS=NUM_ITEM_COLUMNS,
@@ -117,7 +117,7 @@ def merge_into(
     shape = plan.shape
     num_rows = query_start.shape[0] - 1
     tile_heads = min(MAX_TILE_HEADS, next_power_of_two(shape.num_heads))
-    kernels.merge_into_kernel[(num_rows * shape.max_query_len, triton.cdiv(shape.num_heads, tile_heads))](
+    merge_kernels.merge_into_kernel[(num_rows * shape.max_query_len, triton.cdiv(shape.num_heads, tile_heads))](
         out, out.stride(0), out.stride(1), own_lse, own_lse.stride(0),
         plan.partials.values, plan.partials.lse, plan.nodes, plan.node_of_row, query_start,
         NUM_HEADS=shape.num_heads, MAX_QUERY_LEN=shape.max_query_len, HEAD_SIZE=shape.head_size,
@@ -137,14 +137,14 @@ def attend_own_and_merge(
     num_rows = seq_lens.shape[0]
     tile_heads = min(MAX_TILE_HEADS, next_power_of_two(shape.num_heads))
     stripes = min(MAX_STRIPES, triton.cdiv(max_query_len * shape.group, OWN_TILE_M))
-    kernels.suffix_kernel[(num_rows, shape.num_kv_heads, num_splits_own * stripes)](
+    attention_kernels.suffix_kernel[(num_rows, shape.num_kv_heads, num_splits_own * stripes)](
         layer.q, layer.keys, layer.values, layer.block_table, layer.query_start, seq_lens, plan.shared_lens,
         own.values, own.lse, *layer.scales(), *layer.strides(), layer.softmax_scale,
         TILE_M=OWN_TILE_M, TILE_N=plan.tiles.wide.n, NUM_SPLITS_OWN=num_splits_own, **layer.constants(plan),
         num_warps=OWN_WARPS, num_stages=OWN_STAGES,
     )  # fmt: skip
     grid = (num_rows, triton.cdiv(shape.num_heads, tile_heads), min(MAX_STRIPES, max_query_len))
-    kernels.merge_kernel[grid](
+    merge_kernels.merge_kernel[grid](
         out, out.stride(0), out.stride(1), own.values, own.lse, plan.partials.values, plan.partials.lse,
         plan.nodes, plan.node_of_row, layer.query_start,
         NUM_HEADS=shape.num_heads, MAX_QUERY_LEN=shape.max_query_len, HEAD_SIZE=shape.head_size,

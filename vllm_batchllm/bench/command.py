@@ -43,6 +43,11 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 _NAMES = f"Workloads: {', '.join(workload_names())}; 'suite' (default) or 'all' for several."
 
 
+def _check_block_size(block_size: int, *, on_cpu: bool) -> None:
+    if on_cpu and block_size % 32:
+        raise UsageError(f"--block-size must be a multiple of 32 on the CPU, not {block_size}")
+
+
 def bench(
     workload: Annotated[list[str] | None, typer.Argument(help=_NAMES)] = None,
     model: Annotated[
@@ -94,9 +99,7 @@ def bench(
         arms = tuple(arm or ARMS)
         options = parse_options(order, option or [])
         drawn = WorkloadOptions(scale, num_requests, seed, kv_blocks)
-        on_cpu = prepare_environment()
-        if on_cpu and block_size % 32:
-            raise UsageError(f"--block-size must be a multiple of 32 on the CPU, not {block_size}")
+        _check_block_size(block_size, on_cpu=prepare_environment())
         folder, vocab_size = resolve_model(model)
         spec = EngineSpec(
             model=folder,
