@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,24 +16,31 @@ from vllm_batchllm.attention.tiles import ARCHITECTURES, KV_TYPES, SHIPPED
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "compile_kernels.py"
 
 
-@cache
-def compiled(architecture: str) -> list[dict]:
-    """What became of every kernel; in a process of its own, since Triton is interpreted in this one."""
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """What became of every kernel, by architecture; in processes of their own, since Triton is interpreted in this one."""
+    folder = tmp_path_factory.mktemp("compiled")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    file = Path(os.environ.get("TMPDIR", "/tmp")) / f"compiled-{architecture}-{os.getpid()}.json"
-    command = [sys.executable, str(SCRIPT), "--only", architecture, "--json", str(file)]
-    ended = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    found = json.loads(file.read_text())
-    file.unlink()
-    return found
+    files = {each.name: folder / f"{each.name}.json" for each in ARCHITECTURES}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), "--only", name, "--json", str(file)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, file in files.items()
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors[-2000:]
+    return {name: json.loads(file.read_text()) for name, file in files.items()}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
-def test_shipped_kernels_compile_without_spills(architecture):
-    found = compiled(architecture.name)
+def test_shipped_kernels_compile_without_spills(architecture, compiled):
+    found = compiled[architecture.name]
     assert {each["kernel"] for each in found} >= {
         "prefix",
         "equal_blocks",

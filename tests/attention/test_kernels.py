@@ -69,7 +69,14 @@ NARROW_TYPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FLOAT32)
+LONG = ("tiles of 64", "tokens before heads", "a plan for more rows", "shuffled rows", "one query head a KV head",
+        "eight", "head of 80, padded", "two levels", "four levels, two kept", "blocks of 32, head of 128")  # fmt: skip
+"""What differs from another case in one thing that is decided outside the kernels, or takes long."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] if n in LONG else []) for n in FLOAT32]
+)
 def test_float32_is_exact_to_its_rounding(name):
     case = FLOAT32[name]
     assert case.error(case.portable()) <= 2e-6
@@ -83,7 +90,7 @@ def test_narrow_types_to_theirs(name):
     assert case.error(case.beside_flash()) <= tolerance
 
 
-@pytest.mark.parametrize("num_splits", [2, 4])
+@pytest.mark.parametrize("num_splits", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_own_kv_in_several_pieces(num_splits):
     case = LayerCase(make_step([(128, 3), (16, 2)], own=(1, 200), query_lens=(1, 1, 30)))
     assert case.error(case.portable(num_splits)) <= 2e-6

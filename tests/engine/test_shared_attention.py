@@ -98,12 +98,13 @@ def check(found: dict[str, Any], arms: tuple[str, ...] = ("stock", "ours")) -> N
         assert saved[1] > 1.5 * saved[0] > 0
 
 
-def test_v2_runner_async_with_tight_memory(model: str, tmp_path: Path) -> None:
-    found = run(model, tmp_path, TIGHT | {"async_scheduling": True}, runner="v2")
+def test_v2_runner_async_with_tight_memory_and_aborts(model: str, tmp_path: Path) -> None:
+    found = run(model, tmp_path, TIGHT | {"async_scheduling": True}, runner="v2", abort=True)
     check(found)
     assert found["stock"]["num_preemptions"] > 0
 
 
+@pytest.mark.long
 def test_drafts_and_aborts(model: str, tmp_path: Path) -> None:
     # One engine a process: on a CPU, vLLM's second one after an engine with n-gram drafts does not start.
     drafts = {
@@ -122,7 +123,9 @@ def test_portable_backend(model: str, tmp_path: Path) -> None:
     check(found, ("ours",))
 
 
-@pytest.mark.parametrize("option", ["on", "auto", pytest.param("off", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "option", ["on", *(pytest.param(each, marks=pytest.mark.long) for each in ("auto", "off"))]
+)
 def test_cpu_engine_by_option(model: str, tmp_path: Path, option: str) -> None:
     engine = ROOMY | {"num_gpu_blocks_override": 60}
     options = {"shared_attention": option}
