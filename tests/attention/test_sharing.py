@@ -11,6 +11,7 @@ import torch
 from layers import CPU
 from steps import make_step
 
+from vllm_batchllm.attention import sharing
 from vllm_batchllm.attention.checks import CHECK
 from vllm_batchllm.attention.grouping import GroupingRule
 from vllm_batchllm.attention.plan import PartialBuffers
@@ -125,3 +126,22 @@ def test_tables_are_checked_where_that_is_asked_for(monkeypatch: pytest.MonkeyPa
 def test_sizes_of_the_largest_step() -> None:
     assert most_rows(config()) == ROWS and most_rows(config(graphs=512)) == 512
     assert tokens_of_a_decode(config()) == 1 and tokens_of_a_decode(config(drafts=3)) == 4
+
+
+@pytest.mark.parametrize("option", ["on", "auto"])
+def test_only_on_refuses_a_model_whose_layers_cannot_share(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = SimpleNamespace(additional_config={"batchllm": {"shared_attention": option}})
+    monkeypatch.setattr(sharing, "get_current_vllm_config", lambda: chosen)
+    layers = Builder(sinks=object()).vllm_config.compilation_config.static_forward_context
+    sharing.refuse_if_chosen(
+        Builder().vllm_config.compilation_config.static_forward_context["layer"].impl
+    )
+    if option == "auto":
+        sharing.refuse_if_chosen(layers["layer"].impl)
+        return
+    with pytest.raises(
+        ValueError, match="'on' cannot be served here: this model has layers with attention sinks"
+    ):
+        sharing.refuse_if_chosen(layers["layer"].impl)

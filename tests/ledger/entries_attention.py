@@ -13,7 +13,6 @@ REGISTRY = "vllm.v1.attention.backends.registry"
 QUESTIONS = (
     "supports_head_size",
     "supports_attn_type",
-    "supports_sink",
     "supports_sliding_window",
     "supports_mm_prefix",
     "supports_rswa",
@@ -52,7 +51,6 @@ ATTENTION: tuple[VLLMSymbol, ...] = (
             in (
                 "supports_head_size",
                 "supports_attn_type",
-                "supports_sink",
                 "supports_sliding_window",
                 "supports_mm_prefix",
                 "supports_rswa",

@@ -79,6 +79,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_names_expand_once_each() -> None:
     assert resolve_workloads(["suite"]) == list(SUITE)
     assert resolve_workloads(["all"]) == workload_names()
+    assert resolve_workloads(["evals"]) == [f"multiple-choice-{n}-shot" for n in (1, 5, 25)]
     assert resolve_workloads(["industry", "micro-2000-200", "micro-2000-200-d16"]) == [
         "industry",
         "micro-2000-200-d16",

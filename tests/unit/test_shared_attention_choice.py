@@ -102,11 +102,13 @@ def engine(**changes):
         decode_context_parallel_size=1, prefill_context_parallel_size=1, enable_dbo=False
     )
     found = {
-        "model_config": SimpleNamespace(use_mla=False),
+        "model_config": SimpleNamespace(use_mla=False, is_mm_prefix_lm=False, rswa_window=None),
         "parallel_config": parallel,
         "speculative_config": None,
         "cache_config": SimpleNamespace(cache_dtype="auto"),
-        "attention_config": SimpleNamespace(backend=None, backend_per_kind={}),
+        "attention_config": SimpleNamespace(
+            backend=None, backend_per_kind={}, use_non_causal=False
+        ),
         "additional_config": {},
     }
     for path, value in changes.items():
@@ -123,6 +125,9 @@ def engine(**changes):
     [
         ({}, None),
         ({"model_config__use_mla": True}, "MLA"),
+        ({"model_config__is_mm_prefix_lm": True}, "in both directions inside images"),
+        ({"model_config__rswa_window": 512}, "R-SWA of 512 tokens"),
+        ({"attention_config__use_non_causal": True}, "not causal"),
         ({"parallel_config__decode_context_parallel_size": 2}, "decode_context_parallel_size = 2"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "prefill_context_parallel_size = 2"),
         ({"parallel_config__enable_dbo": True}, "enable_dbo"),
@@ -221,3 +226,8 @@ def test_an_old_triton_is_named(monkeypatch, installed, words):
     assert device.triton_reasons() == words
     monkeypatch.setattr(device, "find_spec", lambda name: None)
     assert device.triton_reasons() == ["Triton is not installed"]
+
+
+def test_batch_invariance_is_named(monkeypatch):
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    assert engine_reasons(engine()) == ["VLLM_BATCH_INVARIANT = 1"]

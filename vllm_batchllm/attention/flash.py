@@ -21,7 +21,7 @@ from vllm.v1.attention.backends.flash_attn import (
 
 from vllm_batchllm.attention.launch import LayerInputs, attend_shared, merge_into
 from vllm_batchllm.attention.shape import HEAD_SIZES
-from vllm_batchllm.attention.sharing import GroupPlan, default_rule, reserve
+from vllm_batchllm.attention.sharing import GroupPlan, default_rule, refuse_if_chosen, reserve
 
 
 class SharedFlashBackend(FlashAttentionBackend):
@@ -49,10 +49,6 @@ class SharedFlashBackend(FlashAttentionBackend):
     @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:
         return attn_type == "decoder"
-
-    @classmethod
-    def supports_sink(cls) -> bool:
-        return False
 
     @classmethod
     def supports_sliding_window(cls) -> bool:
@@ -129,6 +125,7 @@ class SharedFlashImpl(FlashAttentionImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        refuse_if_chosen(self)
         self.rule = default_rule()
         self.partials = reserve(self, "partial results", self.rule.max_levels)
 

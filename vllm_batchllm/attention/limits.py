@@ -35,11 +35,24 @@ def is_chosen(vllm_config: Any) -> bool:
 
 
 def engine_reasons(vllm_config: Any) -> list[str]:
-    """Why no layer of an engine can share KV; empty if none is known before its layers are made."""
+    """Why no layer of an engine can share KV; empty if none is known before its layers are made.
+
+    What vLLM would refuse a backend for is asked here first, so that ``auto`` steps back where ``on`` is refused.
+    """
+    from vllm import envs
+
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     found = []
     if model.use_mla:
         found.append("multi-head latent attention (MLA)")
+    if model.is_mm_prefix_lm:
+        found.append("attention in both directions inside images")
+    if model.rswa_window is not None:
+        found.append(f"a window behind the prompt (R-SWA of {model.rswa_window} tokens)")
+    if vllm_config.attention_config.use_non_causal:
+        found.append("attention that is not causal")
+    if envs.VLLM_BATCH_INVARIANT:
+        found.append("VLLM_BATCH_INVARIANT = 1")
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name) > 1:
             found.append(f"{name} = {getattr(parallel, name)}")

@@ -18,7 +18,7 @@ from vllm.v1.attention.backends.triton_attn import (
 
 from vllm_batchllm.attention.launch import LayerInputs, attend_own_and_merge, attend_shared
 from vllm_batchllm.attention.shape import HEAD_SIZES
-from vllm_batchllm.attention.sharing import GroupPlan, default_rule, reserve
+from vllm_batchllm.attention.sharing import GroupPlan, default_rule, refuse_if_chosen, reserve
 
 NUM_SPLITS_OWN = 4
 """Pieces of each request's own KV: few requests with much of their own keep a device busy."""
@@ -46,10 +46,6 @@ class SharedTritonBackend(TritonAttentionBackend):
     @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:
         return attn_type == "decoder"
-
-    @classmethod
-    def supports_sink(cls) -> bool:
-        return False
 
     @classmethod
     def supports_sliding_window(cls) -> bool:
@@ -107,6 +103,7 @@ class SharedTritonImpl(TritonAttentionImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        refuse_if_chosen(self)
         self.rule = default_rule()
         self.partials = reserve(self, "partial results", self.rule.max_levels)
         self.own = reserve(self, "parts of own KV", NUM_SPLITS_OWN)

@@ -11,7 +11,7 @@ from vllm.config import get_current_vllm_config
 
 from vllm_batchllm.attention.checks import check_step, checks_are_on
 from vllm_batchllm.attention.grouping import GroupingRule
-from vllm_batchllm.attention.limits import layer_reason
+from vllm_batchllm.attention.limits import is_chosen, layer_reason
 from vllm_batchllm.attention.plan import PartialBuffers, SharedKVPlan, partial_capacity
 from vllm_batchllm.attention.shape import AttentionShape
 from vllm_batchllm.attention.tiles import tiles_of_device
@@ -41,6 +41,20 @@ def most_rows(vllm_config: Any) -> int:
     """Rows of the largest step, padding of graphs included."""
     graphs = vllm_config.compilation_config.max_cudagraph_capture_size or 0
     return int(max(vllm_config.scheduler_config.max_num_seqs, graphs))
+
+
+def refuse_if_chosen(impl: Any) -> None:
+    """Where shared attention was asked for by name, a layer of full attention that cannot share ends the start.
+
+    Raises:
+        ValueError: names what the layer has.
+    """
+    reason = layer_reason(impl)
+    if reason is not None and is_chosen(get_current_vllm_config()):
+        raise ValueError(
+            f"batchllm option 'shared_attention' = 'on' cannot be served here: this model has layers with {reason}. "
+            "Leave it out, or set it to 'off'"
+        )
 
 
 def reserve(impl: Any, kind: str, rows_per_row: int) -> PartialBuffers:

@@ -37,10 +37,13 @@ from vllm_batchllm.bench.tables import arms_of, match_text, ratio_text
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.metrics import ABResult
-from vllm_batchllm.workloads.catalog import DEFAULT_SCALE, workload_names
+from vllm_batchllm.workloads.catalog import DEFAULT_SCALE, EVALUATIONS, workload_names
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
-_NAMES = f"Workloads: {', '.join(workload_names())}; 'suite' (default) or 'all' for several."
+_NAMES = (
+    f"Workloads: {', '.join([*workload_names(), *EVALUATIONS])}; 'suite' (default), 'evals' (prompts that are "
+    "scored) or 'all' for several."
+)
 
 
 def _check_block_size(block_size: int, *, on_cpu: bool) -> None:

@@ -21,6 +21,7 @@ from vllm_batchllm.measure.environment import describe_environment
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 from vllm_batchllm.workloads.catalog import (
     DEFAULT_SCALE,
+    EVALUATIONS,
     make_workload,
     resolve_name,
     workload_names,
@@ -57,12 +58,12 @@ class Plan:
 
 
 def resolve_workloads(names: Sequence[str]) -> list[str]:
-    """Full workload names, `suite` and `all` expanded, each once.
+    """Full workload names, `suite`, `evals` and `all` expanded, each once.
 
     Raises:
         UsageError: an unknown name.
     """
-    groups = {"suite": list(SUITE), "all": workload_names()}
+    groups = {"suite": list(SUITE), "evals": list(EVALUATIONS), "all": workload_names()}
     expanded = [full for name in names for full in groups.get(name) or [resolve_name(name)]]
     return list(dict.fromkeys(expanded))
 
