@@ -231,3 +231,17 @@ def test_an_old_triton_is_named(monkeypatch, installed, words):
 def test_batch_invariance_is_named(monkeypatch):
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     assert engine_reasons(engine()) == ["VLLM_BATCH_INVARIANT = 1"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache", "refused"),
+    [("float32", "auto", False), ("bfloat16", "auto", True), ("float32", "fp8", True)],
+)
+def test_a_cpu_engine_in_another_type_is_refused(dtype, cache, refused):
+    from vllm_batchllm.attention.device import cpu_reasons
+
+    config = engine(cache_config__cache_dtype=cache)
+    config.model_config.dtype = f"torch.{dtype}"
+    assert [
+        f"not dtype {dtype} with kv_cache_dtype {cache!r}" in each for each in cpu_reasons(config)
+    ] == ([True] if refused else [])

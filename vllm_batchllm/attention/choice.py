@@ -75,6 +75,8 @@ def use_shared_attention(vllm_config: Any, option: Option) -> Choice:
     platform = device.platform_of()
     reasons = [*platform.reasons, *engine_reasons(vllm_config)]
     on_gpu = platform.name in ("cuda", "rocm")
+    if platform.name == "cpu" and option == "on":
+        reasons += device.cpu_reasons(vllm_config)
     if on_gpu:
         reasons += device.head_size_reasons(vllm_config.model_config.get_head_size())
         other = device.somebody_elses_backend()

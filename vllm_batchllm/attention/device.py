@@ -70,6 +70,15 @@ def head_size_reasons(head_size: int) -> list[str]:
     return [f"heads of {head_size}; served are {', '.join(map(str, HEAD_SIZES))}"]
 
 
+def cpu_reasons(vllm_config: Any) -> list[str]:
+    """Why the CPU's backend would find nothing to share: it reads the layout of keys that vLLM's float32 kernels have."""
+    dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    cache = vllm_config.cache_config.cache_dtype
+    if dtype == "float32" and cache == "auto":
+        return []
+    return [f"on a CPU float32 alone is served, not dtype {dtype} with kv_cache_dtype {cache!r}"]
+
+
 def record_key(vllm_config: Any) -> RecordKey:
     """What measurements of this engine hold for."""
     from vllm.platforms import current_platform
