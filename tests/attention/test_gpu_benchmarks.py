@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
@@ -39,6 +41,7 @@ def test_smoke(tmp_path: Path) -> None:
     assert apart["kv_tokens_saved"] == 0
 
 
+@pytest.mark.long
 def test_engine_and_its_record(tmp_path: Path) -> None:
     printed, written = run("engine.py", tmp_path, "--rounds", "1")
     assert set(written["gains"]) == {"96x4"} and written["nothing_shared"] > 0

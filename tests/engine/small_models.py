@@ -46,10 +46,10 @@ def latent_attention() -> transformers.PreTrainedModel:
         n_shared_experts=1,
         num_experts_per_tok=2,
         moe_intermediate_size=64,
-        kv_lora_rank=32,
+        kv_lora_rank=256,
         q_lora_rank=None,
         qk_nope_head_dim=32,
-        qk_rope_head_dim=16,
+        qk_rope_head_dim=64,
         v_head_dim=32,
     )
     return transformers.DeepseekV2ForCausalLM(config)

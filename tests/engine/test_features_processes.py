@@ -60,7 +60,11 @@ def launched(
     return done, files[-1]
 
 
-@pytest.mark.parametrize("scheduler", [None, BATCHLLM_SCHEDULER], ids=["stock", "ours"])
+STOCK = pytest.param(None, marks=pytest.mark.long, id="stock")
+"""vLLM alone, a control: what it answers is compared with in the other test, and it is left to `make test-long`."""
+
+
+@pytest.mark.parametrize("scheduler", [STOCK, pytest.param(BATCHLLM_SCHEDULER, id="ours")])
 def test_two_tensor_parallel_workers_answer_as_one(
     tiny_model, tmp_path, expected, scheduler
 ) -> None:
@@ -76,6 +80,7 @@ def test_a_pipeline_dies_in_its_first_step_with_stock_alone(tiny_model, tmp_path
     assert "assert self.intermediate_tensors is not None" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_stock_data_parallel_engines_answer_as_one(tiny_model, tmp_path, expected) -> None:
     result = run(tiny_model, tmp_path, data_parallel_size=2, scheduler_cls=None)
     assert result["tokens"] == expected
@@ -95,7 +100,7 @@ def test_llm_refuses_data_parallelism_in_one_process_as_stock_does(tiny_model) -
             cls(tiny_model, **ENGINE, data_parallel_size=2)
 
 
-@pytest.mark.parametrize("scheduler", [None, BATCHLLM_SCHEDULER], ids=["stock", "ours"])
+@pytest.mark.parametrize("scheduler", [STOCK, pytest.param(BATCHLLM_SCHEDULER, id="ours")])
 def test_ngram_drafts_are_checked_and_some_are_right(
     tiny_model, tmp_path, expected, scheduler
 ) -> None:

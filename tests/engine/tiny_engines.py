@@ -159,10 +159,13 @@ def check_clean(llm: Any) -> None:
         pool.check_integrity()
 
 
-def check_shares_more_than_stock(model: str, **arguments: Any) -> tuple[list[type], Any]:
+def check_shares_more_than_stock(
+    model: str, *, repeats: bool = True, **arguments: Any
+) -> tuple[list[type], Any]:
     """Both engines on documents and questions: equal answers, groups that stay together, less computed.
 
-    The kinds of KV cache groups that ours has, and its report.
+    The kinds of KV cache groups that ours has, and its report. repeats: whether stock gives its own answers again when its
+    requests come in another order; where it does not, answers are not compared.
     """
     prompts = documents()
     with pair(model, **arguments) as engines:
@@ -174,7 +177,8 @@ def check_shares_more_than_stock(model: str, **arguments: Any) -> tuple[list[typ
         report = engines.ours.report()
     equal = [a == b for a, b in zip(tokens(outputs), tokens(expected), strict=True)]
     # Sums of 16 bits depend on the shape of a step, and so on the machine: a near tie may fall either way.
-    assert all(equal) or (arguments.get("dtype") == "bfloat16" and sum(equal) >= 0.9 * len(equal))
+    in_16_bits = arguments.get("dtype") == "bfloat16" and sum(equal) >= 0.9 * len(equal)
+    assert all(equal) or in_16_bits or not repeats
     assert len({tuple(answer) for (answer,) in tokens(outputs)}) > len(prompts) // 2
     firsts = [tuple(prompts[n][:32]) for n in admitted]
     assert num_changes(firsts) == len(set(firsts)) - 1
