@@ -113,6 +113,11 @@ def test_builders_derived_from_ours_do_not_plan(caplog: pytest.LogCaptureFixture
     assert "metadata of Derived" in caplog.text
 
 
+def test_layers_that_the_engine_does_not_know_are_left_to_vllm() -> None:
+    group = GroupPlan(Builder(), ["layer", "another"], Builder)
+    assert not group.can_share and group.make(step_of(12), shift=True) is None
+
+
 def test_tables_are_checked_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CHECK, "1")
     group = GroupPlan(Builder(), ["layer"], Builder)

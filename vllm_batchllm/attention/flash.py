@@ -91,9 +91,10 @@ class SharedFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        # A draft that is built on the device would lengthen rows under a plan that is made.
-        self.supports_draft_decode_metadata_update = False
         self.group = GroupPlan(self, layer_names, SharedFlashMetadataBuilder)
+        if self.group.can_share:
+            # A draft that is built on the device would lengthen rows under a plan that is made.
+            self.supports_draft_decode_metadata_update = False
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False

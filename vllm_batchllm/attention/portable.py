@@ -83,8 +83,9 @@ class SharedTritonMetadataBuilder(TritonAttentionMetadataBuilder):
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.supports_draft_decode_metadata_update = False
         self.group = GroupPlan(self, layer_names, SharedTritonMetadataBuilder)
+        if self.group.can_share:
+            self.supports_draft_decode_metadata_update = False
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False

@@ -90,8 +90,10 @@ class GroupPlan:
         """known: the class of builders that plan. vLLM derives others from it, for local attention and fast prefill, whose
         steps or metadata are not those of the engine."""
         layers = builder.vllm_config.compilation_config.static_forward_context
-        self._layers = [layers[name] for name in layer_names]
+        self._layers = [layers[name] for name in layer_names if name in layers]
         reasons = {reason for layer in self._layers if (reason := layer_reason(layer.impl))}
+        if len(self._layers) < len(layer_names):
+            reasons.add("a layer that the engine does not know")
         if type(builder) is not known:
             reasons.add(f"metadata of {type(builder).__name__}")
         if reasons:
