@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,17 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--on-next: vLLM {archive.installed().version} is imported here, not "
             f"{archive.NEXT.version}. `make next`, and put .next first on PYTHONPATH"
         )
+
+
+@pytest.fixture
+def heard(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What our loggers say, whatever vLLM has set for its own, below which they are."""
+    for name in ("vllm", "vllm.batchllm"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        caplog.set_level("INFO", logger=name)
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from vllm_batchllm.attention.shape import AttentionShape
 from vllm_batchllm.attention.sharing import (
     MIN_ROWS,
     GroupPlan,
-    logger,
     most_rows,
     tokens_of_a_decode,
 )
@@ -97,20 +96,18 @@ def test_steps_that_are_not_causal_are_vllms() -> None:
     [({"sinks": object()}, "attention sinks"), ({"logits_soft_cap": 30}, "a soft cap")],
 )
 def test_a_layer_that_cannot_share_leaves_its_group_to_vllm(
-    layer: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+    layer: dict[str, Any], words: str, heard: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger=logger.name)
     group = GroupPlan(Builder(**layer), ["layer"], Builder)
     assert group.make(step_of(12), shift=True) is None
-    assert words in caplog.text
+    assert words in heard.text
 
 
-def test_builders_derived_from_ours_do_not_plan(caplog: pytest.LogCaptureFixture) -> None:
+def test_builders_derived_from_ours_do_not_plan(heard: pytest.LogCaptureFixture) -> None:
     """Their steps are not the engine's, or what is added to the metadata is lost: lengths would be short and nothing merged."""
-    caplog.set_level("INFO", logger=logger.name)
     group = GroupPlan(Derived(), ["layer"], Builder)
     assert group.make(step_of(12), shift=True) is None
-    assert "metadata of Derived" in caplog.text
+    assert "metadata of Derived" in heard.text
 
 
 def test_layers_that_the_engine_does_not_know_are_left_to_vllm() -> None:

@@ -161,10 +161,9 @@ def test_vllm_refuses_by_name_what_a_backend_does_not_serve(
     assert reasons == [] if reason is None else reason in reasons
 
 
-def test_the_line_of_the_log(on_gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_line_of_the_log(on_gpu: Any, heard: pytest.LogCaptureFixture) -> None:
     from vllm_batchllm.plugin import registration
 
-    caplog.set_level("INFO", logger=registration.logger.name)
     registration._choose_attention(on_gpu())
-    (line,) = [r.getMessage() for r in caplog.records if "Shared attention" in r.getMessage()]
+    (line,) = [r.getMessage() for r in heard.records if "Shared attention" in r.getMessage()]
     assert line.startswith("Shared attention: off: no record for")

@@ -74,7 +74,7 @@ def test_on_is_refused_by_name_and_auto_steps_back():
     assert not choose("auto", (), None, [record()]).use
 
 
-def test_records_are_kept_and_damaged_ones_left_out(tmp_path, caplog):
+def test_records_are_kept_and_damaged_ones_left_out(tmp_path, heard):
     file = write_record(record(), tmp_path)
     assert file.name == "NVIDIA_H100_80GB_HBM3-128-bfloat16-0.32.json"
     (tmp_path / "another.json").write_text("{}")
@@ -82,7 +82,7 @@ def test_records_are_kept_and_damaged_ones_left_out(tmp_path, caplog):
     assert known_records(tmp_path)[0] == record()
     assert len(known_records(tmp_path)) == len(known_records(tmp_path / "none")) + 1
     for name in ("another.json", "broken.json"):
-        assert name in caplog.text
+        assert name in heard.text
     wrong = json.loads(file.read_text()) | {"gains": {"512x4": "much"}}
     assert read_record(json.dumps(wrong), "wrong.json") is None
     assert read_record("[]", "list.json") is None
