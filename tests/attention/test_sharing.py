@@ -85,6 +85,13 @@ def test_steps_large_enough_are_planned_with_one_plan() -> None:
     assert group.make(step_of(MIN_ROWS + 2), shift=True) is plan
 
 
+def test_sizes_of_graphs_that_change_behind_the_layers_change_nothing() -> None:
+    builder = Builder()
+    builder.vllm_config.compilation_config.max_cudagraph_capture_size = 512
+    plan = GroupPlan(builder, ["layer"], Builder).make(step_of(12), shift=True)
+    assert plan is not None and plan.shape.max_rows == ROWS
+
+
 def test_steps_that_are_not_causal_are_vllms() -> None:
     group = GroupPlan(Builder(), ["layer"], Builder)
     for causal in (False, torch.ones(12, dtype=torch.int32)):

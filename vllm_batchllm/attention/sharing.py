@@ -12,7 +12,7 @@ from vllm.config import get_current_vllm_config
 from vllm_batchllm.attention.checks import check_step, checks_are_on
 from vllm_batchllm.attention.grouping import GroupingRule
 from vllm_batchllm.attention.limits import is_chosen, layer_reason
-from vllm_batchllm.attention.plan import PartialBuffers, SharedKVPlan, partial_capacity
+from vllm_batchllm.attention.plan import PartialBuffers, SharedKVPlan
 from vllm_batchllm.attention.shape import AttentionShape
 from vllm_batchllm.attention.tiles import tiles_of_device
 from vllm_batchllm.log import get_logger
@@ -124,15 +124,16 @@ class GroupPlan:
 
     def _new(self, table_width: int) -> SharedKVPlan:
         builder, impl = self._builder, self._layers[0].impl
+        max_query_len = tokens_of_a_decode(builder.vllm_config)
         shape = AttentionShape(
             impl.num_heads,
             impl.num_kv_heads,
             impl.head_size,
             builder.block_size,
-            max_rows=most_rows(builder.vllm_config),
+            # What was reserved decides: sizes of graphs may have been changed since the layers were made.
+            max_rows=impl.partials.num_rows // (impl.rule.max_levels * max_query_len),
             max_blocks=table_width,
-            max_query_len=tokens_of_a_decode(builder.vllm_config),
+            max_query_len=max_query_len,
         )
-        assert impl.partials.num_rows == partial_capacity(shape, impl.rule)
         tiles = tiles_of_device(builder.device, shape.padded_head)
         return SharedKVPlan(shape, impl.rule, tiles, impl.partials)
