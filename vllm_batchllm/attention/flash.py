@@ -19,20 +19,16 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
+from vllm_batchllm.attention.custom_backend import CustomBackend
 from vllm_batchllm.attention.launch import LayerInputs, attend_shared, merge_into
-from vllm_batchllm.attention.shape import HEAD_SIZES
 from vllm_batchllm.attention.sharing import GroupPlan, default_rule, refuse_if_chosen, reserve
 
 
-class SharedFlashBackend(FlashAttentionBackend):
+class SharedFlashBackend(CustomBackend, FlashAttentionBackend):
     """FlashAttention, with KV that several requests of a step share read once.
 
-    What it cannot serve is refused by vLLM, by name, from what these methods answer.
+    What it cannot serve is refused by vLLM, by name, from what :class:`CustomBackend` answers.
     """
-
-    @staticmethod
-    def get_name() -> str:
-        return "CUSTOM"  # a member of vLLM's enum, and known before plugins load
 
     @staticmethod
     def get_impl_cls() -> type[SharedFlashImpl]:
@@ -41,42 +37,6 @@ class SharedFlashBackend(FlashAttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[SharedFlashMetadataBuilder]:
         return SharedFlashMetadataBuilder
-
-    @classmethod
-    def supports_head_size(cls, head_size: int) -> bool:
-        return head_size in HEAD_SIZES
-
-    @classmethod
-    def supports_attn_type(cls, attn_type: str) -> bool:
-        return attn_type == "decoder"
-
-    @classmethod
-    def supports_sliding_window(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_mm_prefix(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_rswa(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_non_causal(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_batch_invariance(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_per_head_quant_scales(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
-        return False
 
 
 class SharedFlashMetadataBuilder(FlashAttentionMetadataBuilder):

@@ -16,20 +16,16 @@ from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionMetadataBuilder,
 )
 
+from vllm_batchllm.attention.custom_backend import CustomBackend
 from vllm_batchllm.attention.launch import LayerInputs, attend_own_and_merge, attend_shared
-from vllm_batchllm.attention.shape import HEAD_SIZES
 from vllm_batchllm.attention.sharing import GroupPlan, default_rule, refuse_if_chosen, reserve
 
 NUM_SPLITS_OWN = 4
 """Pieces of each request's own KV: few requests with much of their own keep a device busy."""
 
 
-class SharedTritonBackend(TritonAttentionBackend):
+class SharedTritonBackend(CustomBackend, TritonAttentionBackend):
     """vLLM's Triton attention, with KV that several requests of a step share read once."""
-
-    @staticmethod
-    def get_name() -> str:
-        return "CUSTOM"  # a member of vLLM's enum, and known before plugins load
 
     @staticmethod
     def get_impl_cls() -> type[SharedTritonImpl]:
@@ -38,42 +34,6 @@ class SharedTritonBackend(TritonAttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[SharedTritonMetadataBuilder]:
         return SharedTritonMetadataBuilder
-
-    @classmethod
-    def supports_head_size(cls, head_size: int) -> bool:
-        return head_size in HEAD_SIZES
-
-    @classmethod
-    def supports_attn_type(cls, attn_type: str) -> bool:
-        return attn_type == "decoder"
-
-    @classmethod
-    def supports_sliding_window(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_mm_prefix(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_rswa(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_non_causal(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_batch_invariance(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_alibi_sqrt(cls) -> bool:
-        return False
-
-    @classmethod
-    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
-        return False
 
 
 class SharedTritonMetadataBuilder(TritonAttentionMetadataBuilder):
