@@ -44,12 +44,13 @@ class Feeding:
         """Feed ``lines``; see `JobSession.run`."""
         writing = asyncio.create_task(self._writer.run())
         writing.add_done_callback(self._note_failure)
-        watching = asyncio.create_task(self._watch(stop))
+        watching = [asyncio.create_task(self._watch(stop)), asyncio.create_task(self._watch_gone())]
         try:
             await self._feed(lines, new_bytes)
             await self._drain(stop, grace_s)
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await self._cancel_all()
             self._writer.close()
             await asyncio.wait([writing])
@@ -95,6 +96,11 @@ class Feeding:
 
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
+        self._flow.halt()
+
+    async def _watch_gone(self) -> None:
+        await self._server.gone.wait()
+        self._is_gone = True
         self._flow.halt()
 
     async def _drain(self, stop: asyncio.Event, grace_s: float) -> None:

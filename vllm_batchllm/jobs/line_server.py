@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from typing import Protocol
 
@@ -14,7 +15,12 @@ class EngineGoneError(RuntimeError):
 
 
 class LineServer(Protocol):
-    """Answers single lines, many at a time."""
+    """Answers single lines, many at a time.
+
+    gone: set once the engine behind it has died, or was given up by whoever watches it.
+    """
+
+    gone: asyncio.Event
 
     async def serve(self, line: JobLine) -> Answer:
         """The answer to ``line``; a refusal is one, too.
