@@ -388,6 +388,13 @@ class TestParquetInput:
             open_source(str(path), tmp_path / "spool", NONE)
         assert left_in(tmp_path) == {"in.parquet"}
 
+    def test_a_name_that_is_no_utf8(self, tmp_path: Path) -> None:
+        columns = {"prompt": ["x"], "other": [1]}
+        path = table(tmp_path / "in.parquet", columns, store_schema=False)
+        path.write_bytes(path.read_bytes().replace(b"other", b"\xffther"))
+        with pytest.raises(UsageError, match="damaged Parquet: a name in it"):
+            open_source(str(path), tmp_path / "spool", NONE)
+
     def test_damaged_pages(self, tmp_path: Path) -> None:
         texts = [f"{n} text" for n in range(20_000)]
         path = table(tmp_path / "in.parquet", {"prompt": texts}, write_page_checksum=True)
@@ -459,6 +466,24 @@ class TestLinesOut:
             output = tmp_path / f"out{suffix}"
             write_final(journal, output, order)
             assert [row["id"] for row in rows(output, tmp_path)] == list(range(3000))
+
+    def test_what_a_killed_process_left_is_no_obstacle(self, tmp_path: Path) -> None:
+        journal, order = journal_of(tmp_path, [answer(0)])
+        (tmp_path / ".out.partial").write_bytes(b"half")
+        write_final(journal, tmp_path / "out", order)
+        assert left_in(tmp_path) == {"journal", "out"}
+
+    def test_two_that_write_the_same_do_not_mix(self, tmp_path: Path) -> None:
+        path = tmp_path / "out"
+        with (
+            pytest.raises(UsageError, match="written by another process as well"),
+            source.written_whole(path) as first,
+        ):
+            first.write(b"first")
+            with source.written_whole(path) as second:
+                second.write(b"second")
+            (tmp_path / ".out.partial").write_bytes(b"a third one has begun")
+        assert path.read_bytes() == b"second"
 
     def test_a_link_is_followed(self, tmp_path: Path) -> None:
         journal, order = journal_of(tmp_path, [answer(0)])

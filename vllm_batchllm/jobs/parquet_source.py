@@ -84,6 +84,8 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or f"damaged Parquet: {_first_line(error)}"
         raise UsageError(f"{path} cannot be read: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} cannot be read: damaged Parquet: a name in it: {error}") from None
     except pa.ArrowException as error:
         raise UsageError(f"{path} cannot be read: no Parquet: {_first_line(error)}") from None
 

@@ -91,6 +91,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):
+                raise UsageError(f"{path} is being written by another process as well: end one")
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
