@@ -51,7 +51,7 @@ class Books:
     def __init__(self, source: Input, is_repeated: npt.NDArray[np.bool_]) -> None:
         self._source = source
         self.places = np.full(len(source), NOWHERE, dtype=np.int64)
-        self.lengths = np.zeros(len(source), dtype=np.int64)
+        self.lengths = np.full(len(source), NOWHERE, dtype=np.int64)
         self.counts = JobCounts(len(source))
         self.errors: dict[str, int] = {}
         named = np.flatnonzero(~source.is_bad & ~is_repeated)

@@ -11,17 +11,54 @@ from typing import Any
 from vllm_batchllm.jobs.line import LineDefaults
 
 _NEVER_CHANGE_ANSWERS = frozenset(
-    """
-    additional_config aggregate_engine_logging api_server_count async_scheduling block_size compilation_config
-    cpu_offload_gb cudagraph_capture_sizes disable_cascade_attn disable_log_requests disable_log_stats
-    distributed_executor_backend download_dir enable_chunked_prefill enable_log_deltas enable_log_outputs
-    enable_log_requests enable_prefix_caching enforce_eager gpu_memory_utilization kv_cache_memory_bytes kv_offloading_backend
-    kv_offloading_size log_error_stack max_cudagraph_capture_size max_log_len max_long_partial_prefills
-    max_num_batched_tokens max_num_partial_prefills max_num_queued_reqs max_num_queued_tokens max_num_scheduled_tokens
-    max_num_seqs max_parallel_loading_workers model num_gpu_blocks_override optimization_level
-    long_prefill_token_threshold performance_mode prefix_caching_hash_algo scheduler_cls scheduling_policy
-    shutdown_timeout stream_interval swap_space watermark
-    """.split()
+    [
+        "additional_config",
+        "aggregate_engine_logging",
+        "api_server_count",
+        "async_scheduling",
+        "block_size",
+        "compilation_config",
+        "cpu_offload_gb",
+        "cudagraph_capture_sizes",
+        "disable_cascade_attn",
+        "disable_log_requests",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "download_dir",
+        "enable_chunked_prefill",
+        "enable_log_deltas",
+        "enable_log_outputs",
+        "enable_log_requests",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "kv_offloading_backend",
+        "kv_offloading_size",
+        "log_error_stack",
+        "max_cudagraph_capture_size",
+        "max_log_len",
+        "max_long_partial_prefills",
+        "max_num_batched_tokens",
+        "max_num_partial_prefills",
+        "max_num_queued_reqs",
+        "max_num_queued_tokens",
+        "max_num_scheduled_tokens",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "model",
+        "num_gpu_blocks_override",
+        "optimization_level",
+        "long_prefill_token_threshold",
+        "performance_mode",
+        "prefix_caching_hash_algo",
+        "scheduler_cls",
+        "scheduling_policy",
+        "shutdown_timeout",
+        "stream_interval",
+        "swap_space",
+        "watermark",
+    ]
 )
 """Options of vLLM that decide how fast and where an answer is computed. Those of parallelism come by their beginnings."""
 
@@ -36,9 +73,9 @@ def identity_of(args: Namespace, parser: ArgumentParser, defaults: LineDefaults)
     if folder.is_dir():
         identity["model files"] = _files_of(folder)
     for name, value in sorted(vars(args).items()):
-        if name not in _NEVER_CHANGE_ANSWERS and not name.startswith(_PARALLEL):
-            if value != parser.get_default(name):
-                identity[f"--{name.replace('_', '-')}"] = str(value)
+        may_change = name not in _NEVER_CHANGE_ANSWERS and not name.startswith(_PARALLEL)
+        if may_change and value != parser.get_default(name):
+            identity[f"--{name.replace('_', '-')}"] = str(value)
     if defaults.max_tokens is not None:
         identity["--max-tokens"] = str(defaults.max_tokens)
     return identity

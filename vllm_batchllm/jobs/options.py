@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.jobs.identity import identity_of, without
 from vllm_batchllm.jobs.line import LineDefaults
@@ -57,7 +56,9 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
         )
     for name in ("stall_s", "grace_s", "max_line_mb"):
         if not getattr(args, name) > 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}"
+            )
     engine = without(args, ours)
     defaults = LineDefaults(args.max_tokens)
     return JobOptions(
@@ -85,7 +86,7 @@ def _make_parser() -> ArgumentParser:
     from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    class JobParser(FlexibleArgumentParser):  # type: ignore[misc]
+    class JobParser(FlexibleArgumentParser):
         """Its errors are ours."""
 
         def error(self, message: str) -> NoReturn:
@@ -98,7 +99,7 @@ def _make_parser() -> ArgumentParser:
     )
     BaseFrontendArgs.add_cli_args(parser)
     AsyncEngineArgs.add_cli_args(parser)
-    parser.set_defaults(scheduler_cls=BATCHLLM_SCHEDULER)
+    parser.set_defaults(scheduler_cls="batchllm")
     made: ArgumentParser = parser
     return made
 
@@ -114,27 +115,76 @@ def _add_ours(parser: ArgumentParser) -> list[str]:
 
 def _add_files(group: Any) -> None:
     add = group.add_argument
-    add("input", metavar="INPUT", help="JSONL of OpenAI batch lines or plain prompts; .gz, .zst, .parquet; - reads standard input.")
-    add("output", metavar="OUTPUT", help="Where answers go, in the same kind; .gz, .zst, .parquet; - writes standard output at the end.")
-    add("--journal", type=Path, metavar="FILE", help="Where answers are kept until OUTPUT is made (default: OUTPUT itself if it is plain JSONL, else OUTPUT.journal.jsonl).")
+    add(
+        "input",
+        metavar="INPUT",
+        help="JSONL of OpenAI batch lines or plain prompts; .gz, .zst, .parquet; - reads standard input.",
+    )
+    add(
+        "output",
+        metavar="OUTPUT",
+        help="Where answers go, in the same kind; .gz, .zst, .parquet; - writes standard output at the end.",
+    )
+    add(
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help="Where answers are kept until OUTPUT is made (default: OUTPUT itself if it is plain JSONL, else OUTPUT.journal.jsonl).",
+    )
     add("--keep-order", action="store_true", help="Write OUTPUT in the order of INPUT, at the end.")
     add("--prompt-column", metavar="NAME", help="Column of a Parquet file that holds prompts.")
     add("--messages-column", metavar="NAME", help="Column of a Parquet file that holds chats.")
-    add("--id-column", metavar="NAME", help="Column of a Parquet file that names its rows (default: their numbers).")
-    add("--max-tokens", type=int, metavar="N", help="Output tokens of plain lines that say nothing (default: the endpoint's own).")
+    add(
+        "--id-column",
+        metavar="NAME",
+        help="Column of a Parquet file that names its rows (default: their numbers).",
+    )
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="Output tokens of plain lines that say nothing (default: the endpoint's own).",
+    )
     add("--max-line-mb", type=float, default=32.0, metavar="MB", help="Longer lines are errors.")
-    add("--status", type=Path, metavar="FILE", help="Where the state is written every second (default: OUTPUT.status.json).")
+    add(
+        "--status",
+        type=Path,
+        metavar="FILE",
+        help="Where the state is written every second (default: OUTPUT.status.json).",
+    )
     add("--report", type=Path, metavar="DIR", help="Folder for the summary as an HTML page.")
 
 
 def _add_running(group: Any) -> None:
     add = group.add_argument
-    add("--dry-run", action="store_true", help="Read and plan INPUT, say what can be saved, start nothing.")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="Read and plan INPUT, say what can be saved, start nothing.",
+    )
     add("--restart", action="store_true", help="Forget what was answered, and begin anew.")
     add("--retry-errors", action="store_true", help="Compute lines again whose answer is an error.")
-    add("--stall-s", type=float, default=300.0, metavar="S", help="An engine without a step for so long is started again.")
-    add("--grace-s", type=float, default=30.0, metavar="S", help="What runs has so long to end once the job is asked to stop.")
-    add("--max-restarts", type=_count, default=20, metavar="N", help="Restarts of the engine before the job gives up.")
+    add(
+        "--stall-s",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="An engine without a step for so long is started again.",
+    )
+    add(
+        "--grace-s",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="What runs has so long to end once the job is asked to stop.",
+    )
+    add(
+        "--max-restarts",
+        type=_count,
+        default=20,
+        metavar="N",
+        help="Restarts of the engine before the job gives up.",
+    )
 
 
 def _count(text: str) -> int:
