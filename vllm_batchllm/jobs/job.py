@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from vllm_batchllm.jobs.figures import engine_figures
 from vllm_batchllm.jobs.finish import FinalOrder, check_output, write_final
 from vllm_batchllm.jobs.journal import Journal
 from vllm_batchllm.jobs.line_server import Ending
@@ -37,7 +38,7 @@ class Job:
         self._options = options
         paths = options.paths
         output = "-" if paths.output is None else str(paths.output)
-        self.progress = Progress(JobState(options.input_name, output), paths.status, _figures)
+        self.progress = Progress(JobState(options.input_name, output), paths.status, engine_figures)
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._may_stop = False
@@ -144,15 +145,7 @@ def _forget(options: JobOptions) -> None:
     options.paths.remove_old()
 
 
-def _figures() -> object:
-    from vllm_batchllm.jobs.engine import engine_figures
-
-    return engine_figures()
-
-
-def _life() -> object:
-    from vllm_batchllm.jobs.engine import engine_figures
-
+def _life() -> int:
     return engine_figures().life
 
 
