@@ -207,6 +207,28 @@ def test_stopping_keeps_what_ends_in_time_and_gives_up_the_rest(path: Path, jour
     assert len(answers(run_whole(path, journal))) == NUM_LINES
 
 
+def test_an_answer_to_being_cancelled_is_no_answer(path: Path, journal: Path) -> None:
+    class Swallowing(EchoServer):
+        async def serve(self, line: JobLine) -> Answer:
+            try:
+                return await super().serve(line)
+            except asyncio.CancelledError:
+                return Answer.of_error("BadRequestError", "Client disconnected")
+
+    async def go() -> Ending:
+        stop, server = asyncio.Event(), Swallowing(delay_s=60)
+        running = asyncio.create_task(session.run(server, WINDOW, stop, grace_s=0.01))
+        while not server.served:
+            await asyncio.sleep(0.001)
+        stop.set()
+        return (await running)[0]
+
+    session = opened(path, journal)
+    assert asyncio.run(go()) is Ending.STOPPED
+    session.close()
+    assert records(journal) == []
+
+
 def test_an_engine_that_dies_costs_no_answer(path: Path, journal: Path) -> None:
     session = opened(path, journal)
     ending, in_flight = run(session, EchoServer(dies_with=["r50"]))
