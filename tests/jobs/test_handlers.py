@@ -12,8 +12,8 @@ import pytest
 from job_files import chat_line
 from starlette.responses import JSONResponse
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
-from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.entrypoints.serve import create_error_response
+from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from vllm_batchllm.jobs.handlers import HandlerServer
 from vllm_batchllm.jobs.line import NO_DEFAULTS, Answer, JobLine, parse_line

@@ -10,6 +10,7 @@ from __future__ import annotations
 from entries_attention import ATTENTION
 from entries_attributes import ATTRIBUTES
 from entries_engine import ENGINE, PROMPT_LOGPROBS
+from entries_jobs import JOBS
 from entries_kv_cache import KV_CACHE
 from entries_llm import LLM
 from entries_scheduler import SCHEDULING
@@ -23,6 +24,7 @@ SYMBOLS: tuple[VLLMSymbol, ...] = (
     *PROMPT_LOGPROBS,
     *ATTENTION,
     *LLM,
+    *JOBS,
     *STATS,
 )
 

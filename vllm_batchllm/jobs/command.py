@@ -83,6 +83,8 @@ def _run(job: Job, session: JobSession, report: Path | None) -> int:
     finally:
         progress.close()
     _tell(progress.state, report)
+    if code in (EXIT_DONE, EXIT_SOME_ERRORS):
+        job.clean()
     return code
 
 
