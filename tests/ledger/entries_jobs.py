@@ -87,17 +87,18 @@ JOBS: tuple[VLLMSymbol, ...] = (
         parameters=("parser",),
     ),
     VLLMSymbol(
-        f"{LAUNCHERS}.cli_args:BaseFrontendArgs.add_cli_args",
+        f"{LAUNCHERS}.run_batch:BaseFrontendArgs.add_cli_args",
         why="every option of the handlers is one of the job",
         how="called on the job's parser",
         until=UNTIL_PARSER,
         parameters=("parser",),
     ),
     VLLMSymbol(
-        "vllm.utils.argparse_utils:FlexibleArgumentParser",
+        "vllm.utils.argparse_utils:FlexibleArgumentParser.error",
         why="options are written as vLLM's users write them",
-        how="subclassed; its errors are ours",
+        how="subclassed; overridden, raises our error instead of ending the process",
         until=UNTIL_PARSER,
+        parameters=("message",),
     ),
     VLLMSymbol(
         "vllm.v1.metrics.loggers:PrometheusStatLogger.record",
