@@ -28,6 +28,7 @@ MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 OPTIONS = [
     *("--model", str(MODEL), "--served-model-name", "smol", "--dtype", "float32"),
     *("--enforce-eager", "--max-model-len", "1024", "--gpu-memory-utilization", "0.2"),
+    *("--max-num-seqs", "32", "--block-size", "32"),
 ]
 WORDS = ("paper", "table", "river", "stone", "light", "music", "garden", "window", "bread", "cloud")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -80,6 +81,17 @@ def answers(path: Path) -> dict[str, Any]:
     return by_id
 
 
+def close(left: Any, right: Any) -> bool:
+    """Equal, but for the last digits of log-probabilities, which depend on who else was in a step."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(close(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(close, left, right))
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=1e-3, abs_tol=1e-4)
+    return bool(left == right)
+
+
 def wait_for_lines(output: Path, num_lines: int, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 300
     while not output.exists() or output.read_bytes().count(b"\n") < num_lines:
@@ -148,8 +160,9 @@ def test_answers_are_those_of_run_batch(smollm2: str, tmp_path: Path) -> None:
     ended(job(path, ours, smollm2, "--keep-order"), 2)
     ended(job(path, stocks, smollm2, "--scheduler", "stock"), 2)
     expected = answers(theirs)
-    assert answers(ours) == expected
-    assert answers(stocks) == expected
+    for found in (answers(ours), answers(stocks)):
+        assert not [name for name in expected if not close(found.get(name), expected[name])]
+        assert found.keys() == expected.keys()
     assert list(answers(ours)) == [f"r{n}" for n in range(70)]
 
 
