@@ -13,7 +13,11 @@ V2_RUNNER = "vllm.v1.worker.gpu.model_runner"
 AS_ON_GPUS = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+SYNC = pytest.param(False, marks=pytest.mark.long, id="sync")
+"""Left to `make test-long`: GPUs run the other, which is vLLM's default there."""
+
+
+@pytest.mark.parametrize("is_async", [SYNC, pytest.param(True, id="async")])
 def test_v2_runner_answers_as_stock_and_computes_less(
     tiny_model: str, tmp_path: Path, is_async: bool
 ) -> None:
