@@ -39,6 +39,7 @@ class Echo:
         self.gone = asyncio.Event()
         self.served: collections.Counter[str] = collections.Counter()
         self.waiting: set[str] = set()
+        self.failpoint = nothing
         self._open = asyncio.Event()
         self._open.set()
 
@@ -56,6 +57,7 @@ class Echo:
             await asyncio.sleep(0)
         finally:
             self.waiting.discard(line.custom_id)
+        self.failpoint("serving")
         self.served[line.custom_id] += 1
         if "fail" in line.body:
             error = {"message": "as asked", "type": "BadRequestError", "code": 400}
@@ -82,10 +84,11 @@ class World:
     ) -> None:
         url = options.pop("database_url", f"sqlite:///{folder / DATABASE_NAME}")
         self.options = BatchOptions(folder, url, **options)
-        self.store = open_store(self.options)
+        self.store = open_store(self.options, busy_s=0.1)
         self.app = FastAPI()
         self.app.include_router(router_of(self.store))
         self.server = Echo()
+        self.server.failpoint = failpoint
         self.registry = CollectorRegistry()
         self.models = frozenset({MODEL})
         work = Work(self.server, Window(4, 8, 10_000), lambda: self.models)

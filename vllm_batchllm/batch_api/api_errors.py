@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from vllm_batchllm.batch_api.database import DatabaseAway
 from vllm_batchllm.messages import clip
@@ -48,6 +49,8 @@ def answering_errors(handler: Handler) -> Handler:
             return await handler(request)
         except APIError as error:
             return error.response()
+        except ClientDisconnect:
+            return APIError(400, "the request ends in the middle").response()  # nobody reads it
         except DatabaseAway as error:
             return APIError(503, f"{error}; try again", code="database_away").response()
 

@@ -44,15 +44,17 @@ class Database:
     """Transactions on the database at a URL.
 
     Args:
-        pauses_s: between tries where the database is away.
+        busy_s: how long SQLite waits in a try. pauses_s: between tries where the database is away.
 
     Raises:
         UsageError: the URL names no database that can be used here.
     """
 
-    def __init__(self, url: str, *, pauses_s: tuple[float, ...] = PAUSES_S) -> None:
+    def __init__(
+        self, url: str, *, busy_s: float = BUSY_S, pauses_s: tuple[float, ...] = PAUSES_S
+    ) -> None:
         self._pauses_s = pauses_s
-        self._engine = _engine(url)
+        self._engine = _engine(url, busy_s)
 
     def do(self, work: Work[T]) -> T:
         """The result of ``work`` in a transaction; it may be called several times.
@@ -95,13 +97,13 @@ def _short(error: Exception) -> str:
     return (reason.splitlines() or [type(error).__name__])[0][:200]
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, busy_s: float) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         is_sqlite = parsed.get_backend_name() == "sqlite"
-        arguments: dict[str, Any] = {"timeout": BUSY_S} if is_sqlite else {}
+        arguments: dict[str, Any] = {"timeout": busy_s} if is_sqlite else {}
         engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not is_sqlite)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from vllm_batchllm.batch_api.contents import Contents
-from vllm_batchllm.batch_api.database import Database
+from vllm_batchllm.batch_api.database import BUSY_S, Database
 from vllm_batchllm.batch_api.lease import Lease
 from vllm_batchllm.batch_api.metrics import BatchMetrics
 from vllm_batchllm.batch_api.migrations import migrate
@@ -95,7 +95,7 @@ class BatchEndpoints:
         engine_client.shutdown = shutdown_after_batches
 
 
-def open_store(options: BatchOptions) -> Store:
+def open_store(options: BatchOptions, busy_s: float = BUSY_S) -> Store:
     """Folder and database, ready.
 
     Raises:
@@ -108,7 +108,7 @@ def open_store(options: BatchOptions) -> Store:
             f"--batch-dir {options.directory} cannot be used: {error.strerror or error}; give a folder "
             "that this user may write to"
         ) from None
-    database = Database(options.database_url)
+    database = Database(options.database_url, busy_s=busy_s)
     database.do(migrate)
     return Store(options, database, contents)
 

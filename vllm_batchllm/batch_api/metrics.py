@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -11,7 +13,7 @@ from vllm_batchllm.jobs.session import JobSession
 
 PREFIX = "vllm_batchllm:batch_api"
 STATES = ("validating", "in_progress", "finalizing", "cancelling")
-MODE = "livemostrecent"
+MODE: Final = "livemostrecent"
 
 
 class BatchMetrics:
@@ -27,7 +29,7 @@ class BatchMetrics:
                 text,
                 labels,
                 registry=registry,
-                multiprocess_mode="livemostrecent",
+                multiprocess_mode=MODE,
             )
 
         self._unfinished = gauge("unfinished_batches", "Batches that are not finished.", "status")
@@ -45,7 +47,9 @@ class BatchMetrics:
         self._lines = Counter(
             f"{PREFIX}_lines", "Lines answered, by outcome.", ["outcome"], registry=registry
         )
-        self._seen: dict[str, dict[str, int]] = {}
+        self._shown: set[str] = set()
+        # With several server processes a label stays for ever.
+        self._has_labels = "PROMETHEUS_MULTIPROC_DIR" not in os.environ
 
     def show(
         self,
@@ -63,29 +67,29 @@ class BatchMetrics:
         for state in STATES:
             self._unfinished.labels(state).set(by_state.get(state, 0))
         self._age.set(0.0 if oldest is None else max(now - oldest, 0.0))
-        for name in set(self._seen) - set(sessions):
+        for name in self._shown - set(sessions):
             self._forget(name)
-        for name, session in sessions.items():
+        for name, session in sessions.items() if self._has_labels else ():
             self._show_session(name, session)
 
     def clear(self) -> None:
         """Another process shows them."""
         self.show({}, None, 0.0, {})
 
+    def count(self, lines: Mapping[str, int]) -> None:
+        """Lines have been answered: so many, by outcome."""
+        for outcome, number in lines.items():
+            self._lines.labels(outcome).inc(max(number, 0))
+
     def _show_session(self, name: str, session: JobSession) -> None:
-        counts = session.counts
-        if name not in self._seen:
-            self._seen[name] = {"completed": counts.completed, "failed": counts.failed}
+        if name not in self._shown:
+            self._shown.add(name)
             self._saved.labels(name).set(saved_share(session))
-        self._progress.labels(name, "total").set(counts.total)
-        for outcome in ("completed", "failed"):
-            number, seen = getattr(counts, outcome), self._seen[name]
-            self._progress.labels(name, outcome).set(number)
-            self._lines.labels(outcome).inc(max(number - seen[outcome], 0))
-            seen[outcome] = number
+        for outcome in ("total", "completed", "failed"):
+            self._progress.labels(name, outcome).set(getattr(session.counts, outcome))
 
     def _forget(self, name: str) -> None:
-        del self._seen[name]
+        self._shown.discard(name)
         self._saved.remove(name)
         for outcome in ("total", "completed", "failed"):
             self._progress.remove(name, outcome)

@@ -146,8 +146,10 @@ class Runner:
         logger.info("Batch %s: %s", run.id, row["status"])
 
     def _collect(self) -> None:
-        """Take note of the runs that have ended."""
-        for name, (_, task) in list(self._runs.items()):
+        """Take note of what was answered, and of the runs that have ended."""
+        for name, (run, task) in list(self._runs.items()):
+            if run.tally is not None:
+                self._metrics.count(run.tally.untold())
             if not task.done():
                 continue
             del self._runs[name]

@@ -26,6 +26,7 @@ from vllm_batchllm.batch_api.tables import BATCHES, FILES
 from vllm_batchllm.batch_api.validation import problems
 from vllm_batchllm.batch_api.work import ExpiredServer, Work
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.jobs.books import JobCounts
 from vllm_batchllm.jobs.journal import JournalLockedError
 from vllm_batchllm.jobs.line_server import Ending, EngineGoneError, LineServer
 from vllm_batchllm.jobs.session import JobSession, SessionSettings
@@ -55,15 +56,33 @@ class Tools:
     grace_s: float = GRACE_S
 
 
+@dataclass(slots=True)
+class Tally:
+    """Lines that a run has answered, and how many of them have been told already."""
+
+    counts: JobCounts
+    told_completed: int
+    told_failed: int
+
+    def untold(self) -> dict[str, int]:
+        """Lines since it was asked last, by outcome."""
+        completed, failed = self.counts.completed, self.counts.failed
+        new = {"completed": completed - self.told_completed, "failed": failed - self.told_failed}
+        self.told_completed, self.told_failed = completed, failed
+        return new
+
+
 class BatchRun:
     """Drives one batch; `run` once.
 
-    session: its lines, while they are open. is_halted: no further step is to be taken.
+    session: its lines, while they are open. tally: of its lines, once they have been opened.
+    is_halted: no further step is to be taken.
     """
 
     def __init__(self, row: Row, tools: Tools) -> None:
         self.id: str = row["id"]
         self.session: JobSession | None = None
+        self.tally: Tally | None = None
         self.is_halted = False
         self._tools = tools
         self._stop = asyncio.Event()
@@ -119,6 +138,8 @@ class BatchRun:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.ENOENT:
                 raise error.__cause__ from None  # of the disk, not of the file
             return [BatchError("invalid_file", _without_paths(str(error), contents))]
+        counts = self.session.counts
+        self.tally = Tally(counts, counts.completed, counts.failed)
         limits = row["endpoint"], self._tools.work.models(), self._tools.max_lines
         return await asyncio.to_thread(problems, self.session.source, *limits)
 
