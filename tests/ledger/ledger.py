@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from entries_attention import ATTENTION
 from entries_attributes import ATTRIBUTES
+from entries_batch_api import BATCH_API
 from entries_engine import ENGINE, PROMPT_LOGPROBS
 from entries_kv_cache import KV_CACHE
 from entries_llm import LLM
@@ -24,6 +25,7 @@ SYMBOLS: tuple[VLLMSymbol, ...] = (
     *ATTENTION,
     *LLM,
     *STATS,
+    *BATCH_API,
 )
 
 LEDGER: tuple[Entry, ...] = (*SYMBOLS, *ATTRIBUTES)

@@ -133,8 +133,14 @@ def test_an_engine_that_is_gone_is_no_answer(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "given, priority, sent",
-    [({}, 1000, 1000), ({"priority": 5}, 1000, 1000), ({"priority": 2000}, 1000, 2000)]
-    + [({"priority": "x"}, 1000, "x"), ({"priority": True}, 7, True), ({}, None, None)],
+    [
+        ({}, 1000, 1000),
+        ({"priority": 5}, 1000, 1000),
+        ({"priority": 2000}, 1000, 2000),
+        ({"priority": "x"}, 1000, "x"),
+        ({"priority": True}, 7, True),
+        ({}, None, None),
+    ],
 )
 def test_lines_come_after_interactive_requests(given, priority, sent) -> None:
     asked = JobLine(1, "a", CHAT, given)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 import threading
 import time
@@ -68,7 +69,7 @@ def test_whatever_is_asked_in_whatever_order_a_batch_goes_one_way(wanted) -> Non
         return gone
 
     gone = made.do(ask)
-    for earlier, later in zip(gone, gone[1:], strict=False):
+    for earlier, later in itertools.pairwise(gone):
         assert later in states.FOLLOWS[earlier]
     assert len([state for state in gone if state in states.FINISHED]) <= 1
     found = made.do(lambda connection: find(connection, BATCHES, row["id"]))

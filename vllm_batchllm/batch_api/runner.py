@@ -70,7 +70,7 @@ class Runner:
         self._troubles: dict[str, _Trouble] = {}
         self._given_up: list[str] = []
         self._told: dict[str, tuple[int, int]] = {}
-        self._stopping = asyncio.Event()
+        self._stopping, self._wake = asyncio.Event(), asyncio.Event()
         self._is_away = False
         self._swept_at = float("-inf")
 
@@ -83,17 +83,17 @@ class Runner:
         """Go on until `stop`; whatever happens to the database, the disk or a batch."""
         try:
             while not self._stopping.is_set():
+                self._wake.clear()
                 await self._turn_safely()
-                try:
-                    await asyncio.wait_for(self._stopping.wait(), self._poll_s)
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self._poll_s)
         finally:
             await self._end()
 
     def stop(self) -> None:
         """Feed nothing more; what runs has its grace. `run` ends then."""
         self._stopping.set()
+        self._wake.set()
         self._halt_all()
 
     async def _turn_safely(self) -> None:
@@ -142,7 +142,9 @@ class Runner:
 
     def _start(self, row: Row) -> None:
         run = BatchRun(row, self._tools)
-        self._runs[run.id] = run, asyncio.create_task(run.run(), name=run.id)
+        task = asyncio.create_task(run.run(), name=run.id)
+        task.add_done_callback(lambda _: self._wake.set())
+        self._runs[run.id] = run, task
         logger.info("Batch %s: %s", run.id, row["status"])
 
     def _collect(self) -> None:
