@@ -11,6 +11,7 @@ import typer
 from vllm_batchllm.bench.command import bench
 from vllm_batchllm.calibrate.command import calibrate
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.jobs.command import run, status
 from vllm_batchllm.plan.command import plan
 from vllm_batchllm.simulate.command import simulate
 
@@ -42,6 +43,16 @@ app.command("plan")(plan)
 app.command("bench")(with_vllm(bench))
 app.command("simulate")(with_vllm(simulate))
 app.command("calibrate")(with_vllm(calibrate))
+app.command(
+    "run",
+    # Every option of vLLM's is one of this command, and only vLLM's own parser knows them.
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+)(with_vllm(run))
+app.command("status")(status)
 
 
 @app.callback(invoke_without_command=True)

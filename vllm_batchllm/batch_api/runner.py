@@ -85,8 +85,10 @@ class Runner:
             while not self._stopping.is_set():
                 self._wake.clear()
                 await self._turn_safely()
+                # Python 3.11's wait_for may swallow a cancellation that comes with what it waits for.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._poll_s)
+                    async with asyncio.timeout(self._poll_s):
+                        await self._wake.wait()
         finally:
             await self._end()
 

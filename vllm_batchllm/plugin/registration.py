@@ -16,6 +16,7 @@ from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.names import SCHEDULERS, is_ours, known_schedulers
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.plugin.engine_config import batch_sizes
+from vllm_batchllm.plugin.job_process import belong_to_job
 
 logger = get_logger(__name__)
 
@@ -26,6 +27,7 @@ def register() -> None:
     On a vLLM that lacks the expected interface this does nothing, so that stock runs go on; the
     version gate speaks up once our scheduler is asked for.
     """
+    belong_to_job()
     try:
         from vllm.engine.arg_utils import EngineArgs
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-batchllm run` and `vllm-batchllm status`: command lines around `Job`.
+
+Answers go to OUTPUT, all else to standard error. Nothing that a user can mend ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vllm_batchllm.errors import UsageError
+from vllm_batchllm.jobs.dry_run import show_dry_run
+from vllm_batchllm.jobs.files import read_json
+from vllm_batchllm.jobs.job import Job
+from vllm_batchllm.jobs.line_server import Ending
+from vllm_batchllm.jobs.options import parse_job
+from vllm_batchllm.jobs.paths import beside
+from vllm_batchllm.jobs.runner import EngineKeepsDyingError
+from vllm_batchllm.jobs.session import JobSession
+from vllm_batchllm.jobs.summary import table, write_report
+from vllm_batchllm.measure.command_line import quieten, tell_page
+
+EXIT_DONE, EXIT_FAILED, EXIT_SOME_ERRORS, EXIT_USAGE, EXIT_RESUME = 0, 1, 2, 64, 75
+_OVER = ("done", "interrupted", "failed")
+
+
+def run(context: typer.Context) -> None:
+    """Answer every line of a file, once; what was answered survives the machine."""
+    quieten()
+    raise typer.Exit(run_job(context.args))
+
+
+def run_job(argv: Sequence[str]) -> int:
+    """Run a command line to its exit code."""
+    try:
+        options = parse_job(argv)
+        job = Job(options)
+        session = job.open()
+    except UsageError as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        return EXIT_RESUME
+    try:
+        if options.dry_run:
+            show_dry_run(session)
+            return EXIT_DONE
+        return _run(job, session, options.report)
+    finally:
+        session.close()
+
+
+def _run(job: Job, session: JobSession, report: Path | None) -> int:
+    progress = job.progress
+    try:
+        ending = job.run(session)
+        if ending is Ending.DONE:
+            progress.say("finishing")
+            job.finish(session)
+            progress.say("done")
+            code = EXIT_SOME_ERRORS if session.counts.failed else EXIT_DONE
+        else:
+            progress.say("interrupted", "run the same command again to go on")
+            code = EXIT_RESUME
+    except KeyboardInterrupt:
+        progress.say("interrupted", "run the same command again to go on")
+        code = EXIT_RESUME
+    except (EngineKeepsDyingError, UsageError, OSError) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"the journal cannot be written: {error.strerror or error}"
+        progress.say("failed", f"{reason}. What was answered is kept; the same command goes on")
+        code = EXIT_FAILED
+    finally:
+        progress.close()
+    _tell(progress.state, report)
+    return code
+
+
+def _tell(state: Any, report: Path | None) -> None:
+    Console(stderr=True).print(table(asdict(state)))
+    if report is not None:
+        write_report(asdict(state), report)
+        tell_page(report)
+
+
+def _refuse(error: UsageError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def status(
+    output: Annotated[Path, typer.Argument(help="OUTPUT of the job, or its status file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
+) -> None:
+    """Tell how far a job is that runs elsewhere, or has run."""
+    own = beside(output, "status.json")
+    state = read_json(own if own.exists() else output)
+    if state is None or "lines" not in state:
+        print(
+            f"error: {own} is missing or no state of a job; name its --status file", file=sys.stderr
+        )
+        raise typer.Exit(EXIT_USAGE)
+    if state["state"] not in _OVER and _has_died(state):
+        state["state"] = "interrupted"
+        state["message"] = "its process is gone; run the same command again to go on"
+    if as_json:
+        print(json.dumps(state, indent=1))
+    else:
+        Console().print(table(state))
+
+
+def _has_died(state: dict[str, Any]) -> bool:
+    if state.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(state["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of `vllm-batchllm run`: input opened, session run on an engine, output made, all of it interruptible."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from vllm_batchllm.jobs.finish import FinalOrder, check_output, write_final
+from vllm_batchllm.jobs.journal import Journal
+from vllm_batchllm.jobs.line_server import Ending
+from vllm_batchllm.jobs.options import JobOptions
+from vllm_batchllm.jobs.progress import JobState, Progress
+from vllm_batchllm.jobs.runner import Engine, JobRunner
+from vllm_batchllm.jobs.session import JobSession
+from vllm_batchllm.jobs.source import open_source
+from vllm_batchllm.plugin.job_process import VARIABLE
+
+_SHOW_EVERY_S = 1.0
+
+
+class Job:
+    """A job between its command line and its exit code.
+
+    progress: what it shows and writes while it goes on.
+    """
+
+    def __init__(self, options: JobOptions) -> None:
+        self._options = options
+        paths = options.paths
+        output = "-" if paths.output is None else str(paths.output)
+        self.progress = Progress(JobState(options.input_name, output), paths.status, _figures)
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._may_stop = False
+
+    def open(self) -> JobSession:
+        """Read the input, plan it, and find what has been answered.
+
+        Raises:
+            UsageError: input, output or an earlier run do not fit.
+        """
+        options, paths = self._options, self._options.paths
+        if paths.output is not None and paths.is_final:
+            check_output(paths.output, self._parquet_input())
+        if options.restart:
+            _forget(options)
+        source = open_source(options.input_name, paths.spool, options.columns)
+        journal = paths.journal
+        if options.dry_run and not journal.exists():
+            journal = Path(tempfile.mkdtemp(prefix="vllm-batchllm-")) / "journal.jsonl"
+        return JobSession.open(source, journal, options.settings, self._tell_reading)
+
+    def run(self, session: JobSession) -> Ending:
+        """Answer what has no answer yet.
+
+        Raises:
+            EngineKeepsDyingError, OSError: see `JobRunner.run`.
+            KeyboardInterrupt: it was stopped before an engine ran, or a second time.
+        """
+        if not len(session.books.remaining()):
+            return Ending.DONE
+        os.environ[VARIABLE] = str(os.getpid())
+        with _signals(self._on_signal):
+            return asyncio.run(self._run(session))
+
+    def finish(self, session: JobSession) -> None:
+        """Make OUTPUT from the journal, where that is not OUTPUT itself.
+
+        Raises:
+            UsageError: it cannot be written; the journal stays as it is.
+        """
+        paths = self._options.paths
+        if paths.output is None:
+            with paths.journal.open("rb") as answers:
+                shutil.copyfileobj(answers, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        elif paths.is_final:
+            books = session.books
+            order = FinalOrder(books.places, books.lengths)
+            write_final(paths.journal, paths.output, order, self._parquet_input())
+
+    async def _run(self, session: JobSession) -> Ending:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        runner = JobRunner(session, self._started, _life, self._options.limits)
+        showing = asyncio.create_task(self._show(session, runner))
+        try:
+            return await runner.run(self._stop)
+        finally:
+            showing.cancel()
+            with suppress(asyncio.CancelledError):
+                await showing
+            self.progress.show(session, runner.num_restarts)
+
+    @asynccontextmanager
+    async def _started(self) -> AsyncIterator[Engine]:
+        from vllm_batchllm.jobs.engine import started_engine
+
+        self.progress.say("starting")
+        async with started_engine(self._options.engine) as engine:
+            self._may_stop = True
+            self.progress.say("running")
+            try:
+                yield engine
+            finally:
+                self._may_stop = False
+
+    async def _show(self, session: JobSession, runner: JobRunner) -> None:
+        while True:
+            await asyncio.sleep(_SHOW_EVERY_S)
+            self.progress.show(session, runner.num_restarts)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first time let what runs end; the second time, or before anything runs, leave at once."""
+        stop, loop = self._stop, self._loop
+        if stop is None or loop is None or stop.is_set() or not self._may_stop:
+            raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        self.progress.state.state = "stopping"
+        self.progress.state.message = f"{name}: letting what runs end (again: leave at once)"
+        print(f"\n{self.progress.state.message}", file=sys.stderr)
+        loop.call_soon_threadsafe(stop.set)
+
+    def _tell_reading(self, lines: int, num_bytes: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\rreading: {lines:,} lines", end="", file=sys.stderr)
+
+    def _parquet_input(self) -> Path | None:
+        path = Path(self._options.input_name)
+        return path if path.suffix.lower() == ".parquet" else None
+
+
+def _forget(options: JobOptions) -> None:
+    """Remove what an earlier run has left, unless it still runs."""
+    Journal(options.paths.journal).close()
+    options.paths.remove_old()
+
+
+def _figures() -> object:
+    from vllm_batchllm.jobs.engine import engine_figures
+
+    return engine_figures()
+
+
+def _life() -> object:
+    from vllm_batchllm.jobs.engine import engine_figures
+
+    return engine_figures().life
+
+
+@contextmanager
+def _signals(handler: object) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``handler`` inside the block."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in numbers}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

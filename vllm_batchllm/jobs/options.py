@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of a job: ours, and beside it every option of vLLM's engine and of its handlers."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vllm_batchllm.errors import UsageError
+from vllm_batchllm.jobs.identity import identity_of, without
+from vllm_batchllm.jobs.line import LineDefaults
+from vllm_batchllm.jobs.paths import JobPaths, job_paths
+from vllm_batchllm.jobs.runner import RunLimits
+from vllm_batchllm.jobs.session import SessionSettings
+from vllm_batchllm.jobs.source import Columns
+
+_DESCRIPTION = (
+    "Answer every line of INPUT, once, and write OUTPUT as answers come. Started again with the same command it "
+    "goes on where it was. Exit codes: 0 every line has an answer, 2 some lines have an error, 75 interrupted "
+    "(run it again), 1 failed, 64 wrong use. Below the options of the job: all of vLLM's engine and of its server's handlers."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """A command line, read. engine: the options that are vLLM's. columns: of a Parquet file."""
+
+    input_name: str
+    paths: JobPaths
+    columns: Columns
+    settings: SessionSettings
+    limits: RunLimits
+    engine: Namespace
+    keep_order: bool
+    restart: bool
+    dry_run: bool
+    report: Path | None
+
+
+def parse_job(argv: Sequence[str]) -> JobOptions:
+    """Read a command line. ``--help`` prints and exits.
+
+    Raises:
+        UsageError: it cannot be understood, or asks for what cannot be.
+    """
+    parser = _make_parser()
+    ours = _add_ours(parser)
+    args = parser.parse_args(list(argv))
+    if args.disable_log_stats:
+        raise UsageError(
+            "--disable-log-stats cannot be used here: progress and --stall-s read the statistics"
+        )
+    for name in ("stall_s", "grace_s", "max_line_mb"):
+        if not getattr(args, name) > 0:
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}"
+            )
+    engine = without(args, ours)
+    defaults = LineDefaults(args.max_tokens)
+    return JobOptions(
+        args.input,
+        job_paths(args.input, args.output, args.journal, args.status, args.keep_order),
+        Columns(args.prompt_column, args.messages_column, args.id_column),
+        SessionSettings(
+            identity_of(engine, parser, defaults),
+            defaults,
+            int(args.max_line_mb * 1e6),
+            args.retry_errors,
+        ),
+        RunLimits(args.stall_s, args.grace_s, args.max_restarts),
+        engine,
+        args.keep_order,
+        args.restart,
+        args.dry_run,
+        args.report,
+    )
+
+
+def _make_parser() -> ArgumentParser:
+    """vLLM's parser of engine and handlers, with our scheduler unless another is named."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class JobParser(FlexibleArgumentParser):
+        """Its errors are ours."""
+
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(f"{message}; `vllm-batchllm run --help` lists the options")
+
+    parser = JobParser(
+        prog="vllm-batchllm run",
+        description=_DESCRIPTION,
+        usage="vllm-batchllm run INPUT OUTPUT --model MODEL [options]",
+    )
+    BaseFrontendArgs.add_cli_args(parser)
+    AsyncEngineArgs.add_cli_args(parser)
+    parser.set_defaults(scheduler_cls="batchllm")
+    made: ArgumentParser = parser
+    return made
+
+
+def _add_ours(parser: ArgumentParser) -> list[str]:
+    """Add the job's own options; returns their names."""
+    known = {action.dest for action in parser._actions}
+    group = parser.add_argument_group("job", "How INPUT becomes OUTPUT.")
+    _add_files(group)
+    _add_running(group)
+    return [action.dest for action in parser._actions if action.dest not in known]
+
+
+def _add_files(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "input",
+        metavar="INPUT",
+        help="JSONL of OpenAI batch lines or plain prompts; .gz, .zst, .parquet; - reads standard input.",
+    )
+    add(
+        "output",
+        metavar="OUTPUT",
+        help="Where answers go, in the same kind; .gz, .zst, .parquet; - writes standard output at the end.",
+    )
+    add(
+        "--journal",
+        type=Path,
+        metavar="FILE",
+        help="Where answers are kept until OUTPUT is made (default: OUTPUT itself if it is plain JSONL, else OUTPUT.journal.jsonl).",
+    )
+    add("--keep-order", action="store_true", help="Write OUTPUT in the order of INPUT, at the end.")
+    add("--prompt-column", metavar="NAME", help="Column of a Parquet file that holds prompts.")
+    add("--messages-column", metavar="NAME", help="Column of a Parquet file that holds chats.")
+    add(
+        "--id-column",
+        metavar="NAME",
+        help="Column of a Parquet file that names its rows (default: their numbers).",
+    )
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="Output tokens of plain lines that say nothing (default: the endpoint's own).",
+    )
+    add("--max-line-mb", type=float, default=32.0, metavar="MB", help="Longer lines are errors.")
+    add(
+        "--status",
+        type=Path,
+        metavar="FILE",
+        help="Where the state is written every second (default: OUTPUT.status.json).",
+    )
+    add("--report", type=Path, metavar="DIR", help="Folder for the summary as an HTML page.")
+
+
+def _add_running(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--dry-run",
+        action="store_true",
+        help="Read and plan INPUT, say what can be saved, start nothing.",
+    )
+    add("--restart", action="store_true", help="Forget what was answered, and begin anew.")
+    add("--retry-errors", action="store_true", help="Compute lines again whose answer is an error.")
+    add(
+        "--stall-s",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="An engine without a step for so long is started again.",
+    )
+    add(
+        "--grace-s",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="What runs has so long to end once the job is asked to stop.",
+    )
+    add(
+        "--max-restarts",
+        type=_count,
+        default=20,
+        metavar="N",
+        help="Restarts of the engine before the job gives up.",
+    )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return number

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a job: in which order its lines are computed, which need not be, and what each adds to those before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_batchllm.jobs.prefix_order import Ints, prefix_order, shared_depths
+from vllm_batchllm.jobs.prompt_text import END_OF_HASH
+from vllm_batchllm.jobs.scan import Digests, Input
+
+
+@dataclass(frozen=True, slots=True)
+class TextPlan:
+    """In what order lines are computed.
+
+    order: indices of lines, each once. new_bytes: (len(order),), prompt text that a line does not share with the one before.
+    leader: (num_lines,), the first line that asks exactly the same, whose answer does for both; itself for those in the order.
+    is_refused: (num_lines,), lines that are answered without asking anybody.
+    """
+
+    order: Ints
+    new_bytes: Ints
+    leader: Ints
+    is_refused: npt.NDArray[np.bool_]
+
+    @property
+    def num_new_bytes(self) -> int:
+        """Prompt text to be computed where whatever neighbours share is computed once."""
+        return int(self.new_bytes.sum())
+
+    def followers(self) -> dict[int, list[int]]:
+        """Lines that wait for another's answer, by that other. As large as their number."""
+        others = np.flatnonzero(self.leader != np.arange(len(self.leader)))
+        found: dict[int, list[int]] = {}
+        for index in others.tolist():
+            found.setdefault(int(self.leader[index]), []).append(index)
+        return found
+
+
+def make_plan(source: Input, lines: Ints, is_refused: npt.NDArray[np.bool_]) -> TextPlan:
+    """Plan ``lines`` (indices, ascending) of ``source``. Bad lines among them come first."""
+    leader = _first_equal(source.bodies, lines[~is_refused[lines]], len(source))
+    order = prefix_order(source.table, lines[leader[lines] == lines])
+    shared = shared_depths(source.table, order)
+    ends = np.frombuffer(END_OF_HASH, np.int64)
+    shared_bytes = np.where(shared > 0, ends[np.maximum(shared - 1, 0)], 0)
+    return TextPlan(order, source.text_bytes[order] - shared_bytes, leader, is_refused)
+
+
+def repeated_ids(source: Input) -> npt.NDArray[np.bool_]:
+    """(num_lines,): whether an earlier good line has the same name."""
+    good = np.flatnonzero(~source.is_bad)
+    first = _first_equal(source.ids, good, len(source))
+    is_repeated: npt.NDArray[np.bool_] = first != np.arange(len(source))
+    return is_repeated
+
+
+def _first_equal(digests: Digests, lines: Ints, num_lines: int) -> Ints:
+    """(num_lines,): for each of ``lines`` the first of them with an equal digest; itself for all others."""
+    first = np.arange(num_lines, dtype=np.int64)
+    if not len(lines):
+        return first
+    own = digests[lines]
+    arranged = np.lexsort((lines, own[:, 1], own[:, 0]))
+    sorted_own, sorted_lines = own[arranged], lines[arranged]
+    begins = np.ones(len(lines), dtype=bool)
+    begins[1:] = (sorted_own[1:] != sorted_own[:-1]).any(axis=1)
+    first[sorted_lines] = sorted_lines[begins][np.cumsum(begins) - 1]
+    return first
