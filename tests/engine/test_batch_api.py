@@ -181,3 +181,20 @@ def test_ended_in_order_what_is_cut_short_is_no_answer(smollm2, tmp_path) -> Non
     with start(smollm2, tmp_path, "second") as running:
         done = until(client(running), batch.id, is_finished, timeout_s=400)
         assert len(answers(client(running), done.output_file_id)) == 300
+
+
+@pytest.mark.long
+def test_of_two_api_servers_one_runs_the_batches(smollm2, tmp_path) -> None:
+    with start(smollm2, tmp_path, "two", "--api-server-count", "2") as running:
+        batches = [submit(client(running), lines(f"n{number}", 10)) for number in range(3)]
+        for batch in batches:
+            # Each connection may come to the other process.
+            done = until(client(running), batch.id, is_finished)
+            assert done.request_counts.completed == 10
+            assert len(answers(client(running), done.output_file_id)) == 10
+        time.sleep(1)
+        assert running.metrics()["vllm_batchllm:batch_api_lines_total"] == 30
+    log = running.log.read_text().splitlines()
+    assert len([row for row in log if "Batch API: /v1/files" in row]) == 2
+    runners = {row.partition("pid=")[2].partition(")")[0] for row in log if "Batch batch_" in row}
+    assert len(runners) == 1

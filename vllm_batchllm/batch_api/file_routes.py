@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from vllm_batchllm.batch_api import schema
 from vllm_batchllm.batch_api.api_errors import APIError, answering_errors, not_found
 from vllm_batchllm.batch_api.contents import Part
-from vllm_batchllm.batch_api.records import Row, add, find, remove_file, unfinished_on
+from vllm_batchllm.batch_api.records import Row, add, find, forget_file, unfinished_on
 from vllm_batchllm.batch_api.routes import Store, listed_page, owner_of
 from vllm_batchllm.batch_api.tables import FILES
 from vllm_batchllm.batch_api.upload import Upload, not_stored, receive, too_large
@@ -107,7 +107,7 @@ class FileRoutes:
                 raise APIError(
                     409, f"{name} is read by {batch}; cancel that first, or wait", code="in_use"
                 )
-            remove_file(connection, name)
+            forget_file(connection, name)
 
         await self._store.database.ado(forget)
         await asyncio.to_thread(self._store.contents.remove, name)

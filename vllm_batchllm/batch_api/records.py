@@ -55,7 +55,7 @@ def listed(
     return rows[:limit], len(rows) > limit
 
 
-def remove_file(connection: Connection, name: str) -> None:
+def forget_file(connection: Connection, name: str) -> None:
     """Forget a file."""
     connection.execute(delete(FILES).where(FILES.c.id == name))
 
