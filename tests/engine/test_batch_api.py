@@ -143,6 +143,7 @@ def test_cancel(server) -> None:
     assert done.status == "cancelled"
     found = answers(api, done.output_file_id)
     assert 0 < len(found) == done.request_counts.completed < 200
+    assert done.request_counts.failed == 0 and done.error_file_id is None
 
 
 def test_killed_in_the_middle_it_goes_on_by_itself(server, smollm2, folder) -> None:

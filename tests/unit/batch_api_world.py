@@ -25,7 +25,7 @@ from vllm_batchllm.batch_api.options import DATABASE_NAME, BatchOptions
 from vllm_batchllm.batch_api.routes import router_of
 from vllm_batchllm.batch_api.runner import Runner
 from vllm_batchllm.batch_api.running import Tools, nothing
-from vllm_batchllm.batch_api.work import Work
+from vllm_batchllm.batch_api.work import LaterServer, Work
 from vllm_batchllm.jobs.feed import Window
 from vllm_batchllm.jobs.line import CHAT, Answer, JobLine
 
@@ -55,6 +55,9 @@ class Echo:
             if "quick" not in line.body:
                 await self._open.wait()
             await asyncio.sleep(0)
+        except asyncio.CancelledError:  # as vLLM's handlers do
+            error = {"message": "Client disconnected", "type": "BadRequestError", "code": 400}
+            return Answer(400, {"error": error}, {"code": "x", "message": "Client disconnected"})
         finally:
             self.waiting.discard(line.custom_id)
         self.failpoint("serving")
@@ -91,7 +94,8 @@ class World:
         self.server.failpoint = failpoint
         self.registry = CollectorRegistry()
         self.models = frozenset({MODEL})
-        work = Work(self.server, Window(4, 8, 10_000), lambda: self.models)
+        server = LaterServer(self.server, 1000, lambda: False)
+        work = Work(server, Window(4, 8, 10_000), lambda: self.models)
         self.lease = Lease(self.store.database, term_s=term_s)
         self.tools = Tools(
             self.store.database,

@@ -105,6 +105,9 @@ def test_cancelled_keeps_what_is_answered(tmp_path) -> None:
         assert done.status == "cancelled" and done.cancelling_at and done.cancelled_at
         assert set(await lines_of(client, done.output_file_id)) == {"a"}
         assert (done.request_counts.completed, done.request_counts.failed) == (1, 0)
+        assert done.error_file_id is None, (
+            "a line that is cut short has no answer, not even an error"
+        )
         assert done.request_counts.total == 3 and not world.server.waiting
         again = await client.batches.cancel(batch.id)
         assert again.status == "cancelled"

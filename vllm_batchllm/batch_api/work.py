@@ -47,8 +47,17 @@ class LaterServer:
         self.gone = server.gone
 
     async def serve(self, line: JobLine) -> Answer:
-        """The answer. Raises EngineGoneError where the engine ends before it is whole."""
+        """The answer.
+
+        Raises:
+            EngineGoneError: the engine ends before it is whole.
+            asyncio.CancelledError: nobody waits for it any more. vLLM's handlers catch that, and answer that
+                the client has gone, which is no answer to the line.
+        """
         answer = await self._server.serve(later(line, self._priority))
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
         if self._is_ending():
             raise EngineGoneError("the server ends")
         return answer
