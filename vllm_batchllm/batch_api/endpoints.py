@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 from typing import Any
 
 from fastapi import FastAPI
@@ -88,7 +89,8 @@ class BatchEndpoints:
 
         def shutdown_after_batches(*args: Any, **kwargs: Any) -> Any:
             if not self._is_shut and loop.is_running() and not _is_in(loop):
-                asyncio.run_coroutine_threadsafe(end(), loop).result(GRACE_S * 3)
+                with contextlib.suppress(TimeoutError):  # the engine ends all the same
+                    asyncio.run_coroutine_threadsafe(end(), loop).result(GRACE_S * 3)
             self._is_shut = True
             return shutdown(*args, **kwargs)
 
