@@ -11,6 +11,7 @@ from entries_attention import ATTENTION
 from entries_attributes import ATTRIBUTES
 from entries_batch_api import BATCH_API
 from entries_engine import ENGINE, PROMPT_LOGPROBS
+from entries_jobs import JOBS
 from entries_kv_cache import KV_CACHE
 from entries_llm import LLM
 from entries_scheduler import SCHEDULING
@@ -24,6 +25,7 @@ SYMBOLS: tuple[VLLMSymbol, ...] = (
     *PROMPT_LOGPROBS,
     *ATTENTION,
     *LLM,
+    *JOBS,
     *STATS,
     *BATCH_API,
 )

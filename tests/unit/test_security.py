@@ -28,6 +28,7 @@ COMMANDS = (
     "simulate/",
     "calibrate/",
     "input/",
+    "jobs/",
     "measure/",
     "workloads/",
     "cli.py",

@@ -44,20 +44,12 @@ class LaterServer:
         self, server: LineServer, priority: int | None, is_ending: Callable[[], bool]
     ) -> None:
         self._server, self._priority, self._is_ending = server, priority, is_ending
-        self.gone = server.gone
+        # Never set: requests may be aborted by others on a server that goes on, and then so do batches.
+        self.gone = asyncio.Event()
 
     async def serve(self, line: JobLine) -> Answer:
-        """The answer.
-
-        Raises:
-            EngineGoneError: the engine ends before it is whole.
-            asyncio.CancelledError: nobody waits for it any more. vLLM's handlers catch that, and answer that
-                the client has gone, which is no answer to the line.
-        """
+        """The answer. Raises EngineGoneError where the engine ends before it is whole."""
         answer = await self._server.serve(later(line, self._priority))
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
         if self._is_ending():
             raise EngineGoneError("the server ends")
         return answer

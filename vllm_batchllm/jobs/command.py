@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -83,6 +83,8 @@ def _run(job: Job, session: JobSession, report: Path | None) -> int:
     finally:
         progress.close()
     _tell(progress.state, report)
+    if code in (EXIT_DONE, EXIT_SOME_ERRORS):
+        job.clean()
     return code
 
 
@@ -120,7 +122,7 @@ def status(
 
 
 def _has_died(state: dict[str, Any]) -> bool:
-    if state.get("host") != socket.gethostname():
+    if state.get("host") != platform.node():
         return False
     try:
         os.kill(int(state["pid"]), 0)

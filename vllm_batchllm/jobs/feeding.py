@@ -35,7 +35,7 @@ class Feeding:
         self._writer, self._counts = writer, counts
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
-        self._is_gone = False
+        self._is_gone = self._is_over = False
         self.in_flight: dict[int, None] = {}
 
     async def run(
@@ -82,6 +82,8 @@ class Feeding:
         prompt_tokens = 0
         try:
             answer = await self._server.serve(line)
+            if self._is_over:  # handlers answer a cancellation with an error; it is none
+                return
             usage = answer.usage
             prompt_tokens = int(usage.get("prompt_tokens") or 0)
             self._counts.prompt_tokens += prompt_tokens
@@ -116,6 +118,7 @@ class Feeding:
             await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
     async def _cancel_all(self) -> None:
+        self._is_over = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -6,34 +6,45 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.jobs.failpoints import hit
 
 
 @contextmanager
 def replaced(path: Path, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A stream whose content becomes ``path`` when the block ends well; else ``path`` stays as it was.
+    """A file to write to that takes the place of ``path`` at the end, and only if nothing failed. Links are followed.
 
     Args:
-        name: of the failpoints around it. durable: wait until it is on the disk.
+        name: of the failpoints in it. durable: it is on the disk before it is renamed.
+
+    Raises:
+        OSError: ``path`` cannot be written. It stays as it was.
+        UsageError: it is no file, or another process replaces it at this moment.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f".{path.name}.partial")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} cannot be written: it is there and no regular file")
     try:
-        with beside.open("w+b") as stream:
-            yield stream
+        partial.unlink(missing_ok=True)
+        with partial.open("x+b") as file:
+            yield file
             hit(f"{name}.write")
-            stream.flush()
+            file.flush()
             if durable:
-                os.fsync(stream.fileno())
+                os.fsync(file.fileno())
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):
+                raise UsageError(f"{path} is being written by another process as well: end one")
         hit(f"{name}.rename")
-        os.replace(beside, path)
+        os.replace(partial, path)
         hit(f"{name}.renamed")
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
 

@@ -76,7 +76,7 @@ def write_final(
     """
     for name, other in (("the journal", journal), ("INPUT", parquet_input)):
         _check_other_file(output, name, other)
-    with _opened(journal) as stream, written_whole(output) as file:
+    with _opened(journal) as stream, written_whole(output, "output") as file:
         answers = Answers(len(order), lambda: _answers(journal, stream, order))
         if output.suffix.lower() == ".parquet":
             write_parquet(file, answers, output, parquet_input)

@@ -56,9 +56,9 @@ class HandlerServer:
         except Exception as error:  # noqa: BLE001 - whatever one request raises is its own answer
             response = create_error_response(error)
         answer = _answer(response)
-        if answer.error is not None and self._client.errored:
+        if (answer.error is not None and self._client.errored) or _was_aborted(answer):
             self.gone.set()
-            raise EngineGoneError(answer.error["message"])
+            raise EngineGoneError(f"the engine has given up {line.custom_id!r}")
         return answer
 
     def _unserved(self, url: str) -> Answer:
@@ -67,6 +67,12 @@ class HandlerServer:
         served = ", ".join(sorted(self._handlers))
         message = f"The URL {url!r} {reason}. Served: {served}."
         return Answer.of_error("unsupported_url", message)
+
+
+def _was_aborted(answer: Answer) -> bool:
+    """Whether it was cut short by an engine that ends, and only looks like an answer."""
+    choices = (answer.body or {}).get("choices") or ()
+    return any(choice.get("finish_reason") == "abort" for choice in choices)
 
 
 def _handlers_of(state: Any) -> dict[str, Handler]:
@@ -124,7 +130,7 @@ def _failed(status: int, body: dict[str, Any], kind: str, message: str) -> Answe
 def _readable(error: Exception) -> Exception:
     """Of a validation by pydantic what is wrong and where, without its links and inputs."""
     if not isinstance(error, ValidationError):
-        return error
+        return ValueError(f"the body cannot be read: {error}")
     found = error.errors(include_url=False, include_context=False, include_input=False)
     said = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:3])
     return ValueError("; ".join(said))

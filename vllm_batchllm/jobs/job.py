@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from vllm_batchllm.errors import UsageError
+from vllm_batchllm.jobs.figures import engine_figures
 from vllm_batchllm.jobs.finish import FinalOrder, check_output, write_final
 from vllm_batchllm.jobs.journal import Journal
 from vllm_batchllm.jobs.line_server import Ending
@@ -37,7 +39,7 @@ class Job:
         self._options = options
         paths = options.paths
         output = "-" if paths.output is None else str(paths.output)
-        self.progress = Progress(JobState(options.input_name, output), paths.status, _figures)
+        self.progress = Progress(JobState(options.input_name, output), paths.status, engine_figures)
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._may_stop = False
@@ -51,13 +53,21 @@ class Job:
         options, paths = self._options, self._options.paths
         if paths.output is not None and paths.is_final:
             check_output(paths.output, self._parquet_input())
-        if options.restart:
+        if options.restart and not options.dry_run:
             _forget(options)
         source = open_source(options.input_name, paths.spool, options.columns)
         journal = paths.journal
-        if options.dry_run and not journal.exists():
+        if options.dry_run and (options.restart or not journal.exists()):
             journal = Path(tempfile.mkdtemp(prefix="vllm-batchllm-")) / "journal.jsonl"
-        return JobSession.open(source, journal, options.settings, self._tell_reading)
+        session = JobSession.open(source, journal, options.settings, self._tell_reading)
+        is_table = paths.output is not None and paths.output.suffix.lower() == ".parquet"
+        if is_table and len(session.source) and not session.source.is_plain:
+            session.close()
+            raise UsageError(
+                f"{paths.output}: only answers to plain lines fit into the columns of a Parquet file, "
+                f"and {options.input_name} holds lines of the Batch API; name a .jsonl"
+            )
+        return session
 
     def run(self, session: JobSession) -> Ending:
         """Answer what has no answer yet.
@@ -87,6 +97,10 @@ class Job:
             books = session.books
             order = FinalOrder(books.places, books.lengths)
             write_final(paths.journal, paths.output, order, self._parquet_input())
+
+    def clean(self) -> None:
+        """Remove what a job that is done leaves behind beside OUTPUT and its journal."""
+        self._options.paths.remove_scratch()
 
     async def _run(self, session: JobSession) -> Ending:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -144,15 +158,7 @@ def _forget(options: JobOptions) -> None:
     options.paths.remove_old()
 
 
-def _figures() -> object:
-    from vllm_batchllm.jobs.engine import engine_figures
-
-    return engine_figures()
-
-
-def _life() -> object:
-    from vllm_batchllm.jobs.engine import engine_figures
-
+def _life() -> int:
     return engine_figures().life
 
 

@@ -38,7 +38,10 @@ def check_manifest(journal: Path, source: Input, identity: Mapping[str, str]) ->
                 f"{journal} is not empty, and no job says that it has written it ({path.name} is "
                 "missing or unreadable). Name another output, or begin anew with --restart, which removes it"
             )
-        write_json(path, wanted, "manifest")
+        try:
+            write_json(path, wanted, "manifest")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
         return
     if found.get("format") != _FORMAT:
         raise UsageError(

@@ -83,7 +83,7 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
 def _make_parser() -> ArgumentParser:
     """vLLM's parser of engine and handlers, with our scheduler unless another is named."""
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import BaseFrontendArgs
+    from vllm.entrypoints.launchers.run_batch import BaseFrontendArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class JobParser(FlexibleArgumentParser):

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ _PACKED = (".gz", ".zst", ".zstd", ".parquet")
 class JobPaths:
     """output: None for standard output. journal: what has been answered. is_final: OUTPUT is made from the journal at the end.
 
-    spool: where an input goes that cannot be read twice, or not at any place. status: for `vllm-batchllm status`.
+    spool: where an input goes that cannot be read twice, or not at any place. status: for `vllm-batchllm status`. scratch: a
+    folder of this run alone.
     """
 
     output: Path | None
@@ -27,6 +30,14 @@ class JobPaths:
     is_final: bool
     spool: Path
     status: Path
+    scratch: Path | None = None
+
+    def remove_scratch(self) -> None:
+        """Remove what nobody needs once the job is done."""
+        self.spool.unlink(missing_ok=True)
+        self.spool.with_name(f"{self.spool.name}.json").unlink(missing_ok=True)
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def remove_old(self) -> None:
         """Forget an earlier run."""
@@ -47,9 +58,11 @@ def job_paths(
         UsageError: OUTPUT, or what stands beside it, cannot be written.
     """
     if output_name == STREAM:
-        base = journal or Path(tempfile.mkdtemp(prefix="vllm-batchllm-")) / "journal.jsonl"
+        scratch = None if journal else Path(tempfile.mkdtemp(prefix="vllm-batchllm-"))
+        base = journal or (scratch or Path()) / "journal.jsonl"
         _check_writable(base)
-        return _paths(None, base, True, status or beside(base, "status.json"))
+        made = _paths(None, base, True, status or beside(base, "status.json"))
+        return dataclasses.replace(made, scratch=scratch)
     output = Path(output_name)
     _check_writable(output)
     if input_name != STREAM and output.exists() and os.path.samefile(input_name, output):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -64,7 +64,7 @@ class JobState:
     state: str = "planning"
     message: str = ""
     pid: int = field(default_factory=os.getpid)
-    host: str = field(default_factory=socket.gethostname)
+    host: str = field(default_factory=platform.node)
     began_at: float = field(default_factory=time.time)
     updated_at: float = 0.0
     lines: dict[str, int] = field(default_factory=dict)

@@ -14,12 +14,13 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.jobs.files import replaced
 from vllm_batchllm.jobs.parquet_source import Columns, needed, parquet_lines
 from vllm_batchllm.messages import clip
 
@@ -73,46 +74,17 @@ def is_current(path: Path, spool: Path, columns: Columns) -> bool:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end, and only if nothing failed.
-
-    It is on the disk before it is renamed. Links are followed.
+def written_whole(path: Path, name: str) -> Iterator[BinaryIO]:
+    """As `replaced`, for files that the user has named.
 
     Raises:
         UsageError: `path` cannot be written (disk full, no rights, no folder), or is no file.
     """
-    path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} cannot be written: it is there and no regular file")
-        partial.unlink(missing_ok=True)
-        with partial.open("xb") as file:
+        with replaced(path, name) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if not os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):
-                raise UsageError(f"{path} is being written by another process as well: end one")
-        os.replace(partial, path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        _remove(partial)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file if it is there and may be removed; what went wrong before is told instead."""
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _spool(spool: Path, chunks: Iterable[bytes], origin: dict[str, Any] | None) -> None:
@@ -122,13 +94,13 @@ def _spool(spool: Path, chunks: Iterable[bytes], origin: dict[str, Any] | None) 
         note.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{note} cannot be removed: {error.strerror or error}") from error
-    with written_whole(spool) as file:
+    with written_whole(spool, "spool") as file:
         file.writelines(chunks)
         if origin is not None:
             _check_unchanged(origin)
         spool_bytes = file.tell()
     if origin is not None:
-        with written_whole(note) as file:
+        with written_whole(note, "spool_note") as file:
             file.write(json.dumps({**origin, "spool_bytes": spool_bytes}).encode())
 
 
