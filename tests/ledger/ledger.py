@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from entries_attention import ATTENTION
 from entries_attributes import ATTRIBUTES
+from entries_batch_api import BATCH_API
 from entries_engine import ENGINE, PROMPT_LOGPROBS
 from entries_jobs import JOBS
 from entries_kv_cache import KV_CACHE
@@ -26,6 +27,7 @@ SYMBOLS: tuple[VLLMSymbol, ...] = (
     *LLM,
     *JOBS,
     *STATS,
+    *BATCH_API,
 )
 
 LEDGER: tuple[Entry, ...] = (*SYMBOLS, *ATTRIBUTES)

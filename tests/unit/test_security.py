@@ -41,6 +41,9 @@ AT_START = {
 }
 """Files of the machine's own: read while an engine starts; written by the benchmark that makes them, never by an engine."""
 
+BATCH_API = {"batch_api/contents.py", "batch_api/results.py"}
+"""What has files below --batch-dir: under ids that the server has drawn (test_batch_api_files.py)."""
+
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
     """Name of what is called, what it is looked up on, and the line."""
@@ -100,6 +103,7 @@ def test_code_that_runs_in_a_server_touches_no_file() -> None:
     places = {str(p.relative_to(PACKAGE)): file_places(p.read_text()) for p in serving}
     for name, allowed in AT_START.items():
         assert sorted(found.partition(": ")[2] for found in places.pop(name)) == allowed
+    assert all(places.pop(name) for name in BATCH_API)
     assert not {name: found for name, found in places.items() if found}
     commands = tuple(f"vllm_batchllm.{name.removesuffix('/')}" for name in COMMANDS[:3])
     for path in serving:
