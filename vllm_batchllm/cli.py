@@ -13,9 +13,12 @@ from vllm_batchllm.calibrate.command import calibrate
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.jobs.command import run, status
 from vllm_batchllm.plan.command import plan
+from vllm_batchllm.plugin.job_process import belong_to_job
 from vllm_batchllm.simulate.command import simulate
 
 EXIT_USAGE = 2
+
+belong_to_job()  # a process that a job has spawned imports this first, long before vLLM loads its plugins
 
 
 def with_vllm(command: Callable[..., None]) -> Callable[..., None]:

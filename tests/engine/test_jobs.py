@@ -151,6 +151,21 @@ def test_a_killed_job_goes_on_and_leaves_no_engine_behind(smollm2: str, tmp_path
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("after_s", [12, 15, 18, 21])
+def test_a_job_that_is_killed_while_its_engine_starts_leaves_nothing_behind(
+    smollm2: str, tmp_path: Path, after_s: float
+) -> None:
+    process = job(write(tmp_path / "in.jsonl", [chat(0)]), tmp_path / "out.jsonl", smollm2)
+    time.sleep(after_s)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 15
+    while processes_of(process.pid):
+        assert time.monotonic() < end, "a process of it lives on"
+        time.sleep(0.1)
+
+
+@pytest.mark.long
 def test_answers_are_those_of_run_batch(smollm2: str, tmp_path: Path) -> None:
     lines = [chat(n, **VARIANTS[n % len(VARIANTS)]) for n in range(70)]
     path = write(tmp_path / "in.jsonl", lines)

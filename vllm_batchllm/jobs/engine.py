@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,7 +42,8 @@ async def started_engine(args: Namespace) -> AsyncIterator[JobEngine]:
 
 
 def _prepare(args: Namespace) -> None:
-    """What vLLM's server and its run-batch do with their options before an engine starts."""
+    """What vLLM's server and its run-batch do before an engine starts."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:

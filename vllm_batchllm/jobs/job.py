@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import sys
@@ -24,7 +23,7 @@ from vllm_batchllm.jobs.progress import JobState, Progress
 from vllm_batchllm.jobs.runner import Engine, JobRunner
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.jobs.source import open_source
-from vllm_batchllm.plugin.job_process import VARIABLE
+from vllm_batchllm.plugin.job_process import begin_job
 
 _SHOW_EVERY_S = 1.0
 
@@ -78,7 +77,7 @@ class Job:
         """
         if not len(session.books.remaining()):
             return Ending.DONE
-        os.environ[VARIABLE] = str(os.getpid())
+        begin_job()
         with _signals(self._on_signal):
             return asyncio.run(self._run(session))
 

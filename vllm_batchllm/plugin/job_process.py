@@ -2,7 +2,7 @@
 """Processes of an engine that belong to a job: they end with it, and the terminal's Ctrl-C is not for them.
 
 A job that is killed cannot end its engine, which would keep its device for ever. So every process that vLLM starts for it looks
-after it, as soon as vLLM has loaded the plugins there.
+after it: from the import of our command on, where it is spawned from that; else as soon as vLLM has loaded the plugins there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ VARIABLE = "VLLM_BATCHLLM_JOB_PID"
 """Holds the job's process id in its own environment, which its children inherit."""
 
 _LOOK_EVERY_S = 0.5
+
+
+def begin_job() -> None:
+    """This process is a job: whatever it starts from now on belongs to it."""
+    is_first = VARIABLE not in os.environ
+    os.environ[VARIABLE] = str(os.getpid())
+    if is_first:
+        os.register_at_fork(after_in_child=belong_to_job)
 
 
 def belong_to_job() -> None:
