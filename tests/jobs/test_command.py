@@ -43,6 +43,15 @@ def test_every_option_of_vllm_is_one_of_the_job(path: Path, output: Path) -> Non
     assert parsed(path, output, "--scheduler", "stock").engine.scheduler_cls is None
 
 
+def test_help_is_short_and_names_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_job(["--help"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "--keep-order" in said and "--help=all" in said and "75 interrupted" in said
+    assert len(said.splitlines()) < 80
+
+
 def test_what_may_change_answers_makes_another_job(path: Path, output: Path) -> None:
     def identity(*more: str) -> dict[str, str]:
         return dict(parsed(path, output, "--model", "m", *more).settings.identity)
@@ -90,6 +99,7 @@ def test_the_journal_is_the_output_or_stands_beside_it(
         (["in.jsonl", "out", "--disable-log-stats"], "--disable-log-stats cannot be used here"),
         (["in.jsonl", "out", "--stall-s", "0"], "--stall-s must be above 0, not 0.0"),
         (["in.jsonl", "out", "--max-restarts", "-1"], "must be 0 or more, not -1"),
+        (["in.jsonl", "out", "--simulate", "H100-80GB"], "--simulate H100-80GB needs --dry-run"),
         (["in.jsonl", "out", "--scheduler", "fifo"], "unknown scheduler 'fifo'"),
     ],
 )
@@ -131,6 +141,19 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(
     assert found["exact duplicates, computed once"] == "6"
     assert found["lines that are no request"] == "1" and found["prefix groups"] == "1"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_dry_run_tells_tokens_and_hours(
+    tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
+    assert (model / "config.json").exists(), "run `make model`"
+    lines = [chat_line(f"r{n}", "a long text " * 50 + str(n), max_tokens=5) for n in range(9)]
+    path = write_lines(tmp_path / "in.jsonl", lines)
+    argv = [path, output, "--model", model, "--dry-run", "--simulate", "A100-80GB"]
+    assert command.run_job(list(map(str, argv))) == 0
+    said = capsys.readouterr().out
+    assert "prompt text" in said and "prompt tokens" in said and "A100-80GB" in said
 
 
 def test_a_restart_forgets_and_a_file_of_others_is_not_touched(

@@ -52,7 +52,9 @@ def run_job(argv: Sequence[str]) -> int:
         return EXIT_RESUME
     try:
         if options.dry_run:
-            show_dry_run(session)
+            defaults = options.settings.defaults
+            show_dry_run(session, options.engine, defaults, options.device)
+            job.clean()
             return EXIT_DONE
         return _run(job, session, options.report)
     finally:

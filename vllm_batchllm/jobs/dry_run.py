@@ -3,22 +3,49 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from vllm_batchllm.jobs.line import LineDefaults
 from vllm_batchllm.jobs.session import JobSession
+from vllm_batchllm.plan.command import plan
+from vllm_batchllm.simulate.command import simulate
+
+EXACT_LINES = 20_000
+"""Up to so many lines a dry run tokenises; that takes a minute or so."""
 
 
-def show_dry_run(session: JobSession) -> None:
-    """Print the plan of what is left to standard output."""
+def show_dry_run(
+    session: JobSession, engine: Namespace, defaults: LineDefaults, device: str | None
+) -> None:
+    """Print the plan of what is left to standard output: on text, and where the job is small exactly, in tokens.
+
+    Args:
+        engine: vLLM's options. device: on which the job is simulated as well; None for none.
+    """
     console = Console()
     console.print(_table(session))
-    console.print(
-        "Exact, in tokens and blocks: vllm-batchllm plan INPUT --model MODEL. "
-        "Hours on a device that is not at hand: vllm-batchllm simulate INPUT --device DEVICE.",
-        highlight=False,
-    )
+    path, model = session.source.path, str(engine.model)
+    try:
+        if len(session.source) <= EXACT_LINES:
+            plan(path, model, block_size=engine.block_size or 16, skip_bad=True)
+        else:
+            told = f"vllm-batchllm plan {path} --model {model}"
+            console.print(f"In tokens and blocks, once tokenised: {told}", highlight=False)
+        if device is not None:
+            simulate(
+                [str(path)],
+                device=device,
+                model=model,
+                tokenizer=model,
+                output_tokens=defaults.max_tokens,
+            )
+    except typer.Exit:
+        console.print("(the rest cannot be told; the reason stands above)", highlight=False)
 
 
 def _table(session: JobSession) -> Table:

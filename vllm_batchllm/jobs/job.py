@@ -42,6 +42,7 @@ class Job:
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._may_stop = False
+        self._scratch: Path | None = None
 
     def open(self) -> JobSession:
         """Read the input, plan it, and find what has been answered.
@@ -57,7 +58,8 @@ class Job:
         source = open_source(options.input_name, paths.spool, options.columns)
         journal = paths.journal
         if options.dry_run and (options.restart or not journal.exists()):
-            journal = Path(tempfile.mkdtemp(prefix="vllm-batchllm-")) / "journal.jsonl"
+            self._scratch = Path(tempfile.mkdtemp(prefix="vllm-batchllm-"))
+            journal = self._scratch / "journal.jsonl"
         session = JobSession.open(source, journal, options.settings, self._tell_reading)
         is_table = paths.output is not None and paths.output.suffix.lower() == ".parquet"
         if is_table and len(session.source) and not session.source.is_plain:
@@ -100,6 +102,8 @@ class Job:
     def clean(self) -> None:
         """Remove what a job that is done leaves behind beside OUTPUT and its journal."""
         self._options.paths.remove_scratch()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def _run(self, session: JobSession) -> Ending:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

@@ -18,16 +18,22 @@ from vllm_batchllm.jobs.runner import RunLimits
 from vllm_batchllm.jobs.session import SessionSettings
 from vllm_batchllm.jobs.source import Columns
 
+_USAGE = "vllm-batchllm run INPUT OUTPUT --model MODEL [options]"
 _DESCRIPTION = (
     "Answer every line of INPUT, once, and write OUTPUT as answers come. Started again with the same command it "
-    "goes on where it was. Exit codes: 0 every line has an answer, 2 some lines have an error, 75 interrupted "
-    "(run it again), 1 failed, 64 wrong use. Below the options of the job: all of vLLM's engine and of its server's handlers."
+    "goes on where it was."
 )
+_EPILOG = (
+    "All options of vLLM's engine and of its server's handlers are options of a job as well; --help=all lists "
+    "them. Exit codes: 0 every line has an answer, 2 some lines have an error, 75 interrupted (run it again), "
+    "1 failed, 64 wrong use."
+)
+_HELP = ("--help", "-h")
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """A command line, read. engine: the options that are vLLM's. columns: of a Parquet file."""
+    """A command line, read. engine: the options that are vLLM's. columns: of a Parquet file. device: to be simulated."""
 
     input_name: str
     paths: JobPaths
@@ -39,6 +45,7 @@ class JobOptions:
     restart: bool
     dry_run: bool
     report: Path | None
+    device: str | None = None
 
 
 def parse_job(argv: Sequence[str]) -> JobOptions:
@@ -47,12 +54,18 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
     Raises:
         UsageError: it cannot be understood, or asks for what cannot be.
     """
+    if any(word in _HELP for word in argv):
+        _show_help()
     parser = _make_parser()
     ours = _add_ours(parser)
     args = parser.parse_args(list(argv))
     if args.disable_log_stats:
         raise UsageError(
             "--disable-log-stats cannot be used here: progress and --stall-s read the statistics"
+        )
+    if args.simulate and not args.dry_run:
+        raise UsageError(
+            f"--simulate {args.simulate} needs --dry-run: a job that runs is not simulated"
         )
     for name in ("stall_s", "grace_s", "max_line_mb"):
         if not getattr(args, name) > 0:
@@ -77,6 +90,7 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
         args.restart,
         args.dry_run,
         args.report,
+        args.simulate,
     )
 
 
@@ -92,16 +106,20 @@ def _make_parser() -> ArgumentParser:
         def error(self, message: str) -> NoReturn:
             raise UsageError(f"{message}; `vllm-batchllm run --help` lists the options")
 
-    parser = JobParser(
-        prog="vllm-batchllm run",
-        description=_DESCRIPTION,
-        usage="vllm-batchllm run INPUT OUTPUT --model MODEL [options]",
-    )
+    parser = JobParser(prog="vllm-batchllm run", description=_DESCRIPTION, usage=_USAGE)
     BaseFrontendArgs.add_cli_args(parser)
     AsyncEngineArgs.add_cli_args(parser)
     parser.set_defaults(scheduler_cls="batchllm")
     made: ArgumentParser = parser
     return made
+
+
+def _show_help() -> NoReturn:
+    """The job's own options; vLLM's are hundreds."""
+    parser = ArgumentParser(usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG)
+    _add_ours(parser)
+    parser.print_help()
+    raise SystemExit(0)
 
 
 def _add_ours(parser: ArgumentParser) -> list[str]:
@@ -161,6 +179,11 @@ def _add_running(group: Any) -> None:
         "--dry-run",
         action="store_true",
         help="Read and plan INPUT, say what can be saved, start nothing.",
+    )
+    add(
+        "--simulate",
+        metavar="DEVICE",
+        help="With --dry-run: hours on this device as well, as `vllm-batchllm simulate` tells them.",
     )
     add("--restart", action="store_true", help="Forget what was answered, and begin anew.")
     add("--retry-errors", action="store_true", help="Compute lines again whose answer is an error.")
