@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,7 @@ class Flow:
 Read = tuple[int, JobLine | BadLineError]
 
 
-async def read_ahead(reader: LineReader, lines: Sequence[int]) -> AsyncIterator[Read]:
+async def read_ahead(reader: LineReader, lines: Sequence[int]) -> AsyncGenerator[Read, None]:
     """Each of ``lines`` with its request or what is wrong with it, read and parsed in a thread while others are used."""
     starts = range(0, len(lines), _READ_AHEAD)
     pending: asyncio.Task[list[Read]] | None = None

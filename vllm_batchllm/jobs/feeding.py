@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
 
 from vllm_batchllm.jobs.books import JobCounts
 from vllm_batchllm.jobs.feed import Flow, read_ahead
@@ -61,22 +62,26 @@ class Feeding:
         return Ending.STOPPED if self._flow.is_halted else Ending.DONE
 
     async def _feed(self, lines: Sequence[int], new_bytes: Sequence[int]) -> None:
-        place = 0
-        async for index, line in read_ahead(self._reader, lines):
-            added = int(new_bytes[place])
-            place += 1
-            refusal = self._records.refusal_of((index, line))
-            if refusal is not None:
-                await self._writer.put([refusal])
-                continue
-            if not await self._flow.enter(added):
-                return
-            assert isinstance(line, JobLine)
-            self.in_flight[index] = None
-            task = asyncio.create_task(self._serve(index, line, added))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(self._note_failure)
+        async with aclosing(read_ahead(self._reader, lines)) as reading:
+            place = 0
+            async for index, line in reading:
+                added = int(new_bytes[place])
+                place += 1
+                refusal = self._records.refusal_of((index, line))
+                if refusal is not None:
+                    await self._writer.put([refusal])
+                elif await self._flow.enter(added):
+                    assert isinstance(line, JobLine)
+                    self._begin(index, line, added)
+                else:
+                    return
+
+    def _begin(self, index: int, line: JobLine, added: int) -> None:
+        self.in_flight[index] = None
+        task = asyncio.create_task(self._serve(index, line, added))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_failure)
 
     async def _serve(self, index: int, line: JobLine, added: int) -> None:
         prompt_tokens = 0

@@ -78,6 +78,7 @@ class Job:
             KeyboardInterrupt: it was stopped before an engine ran, or a second time.
         """
         if not len(session.books.remaining()):
+            self.progress.show(session, 0)
             return Ending.DONE
         begin_job()
         with _signals(self._on_signal):
