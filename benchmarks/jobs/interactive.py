@@ -133,7 +133,7 @@ async def measure(
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
-    num_lines: Annotated[int, typer.Option(help="Lines of the batch.")] = 800,
+    num_lines: Annotated[int, typer.Option(help="Lines of the batch.")] = 400,
 ) -> None:
     """Measure all three."""
     lines = bodies(num_lines)
