@@ -122,6 +122,7 @@ async def measure(
         await running
         seconds = time.monotonic() - began
     found = sorted(await asyncio.gather(*asked))
+    await client.close()
     return {
         "interactive": len(found),
         "ttft_p50_s": statistics.median(found),
