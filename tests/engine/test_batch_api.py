@@ -14,6 +14,7 @@ import httpx
 import pytest
 from live_server import SERVED_NAME, SMALL, LiveServer, serving
 from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
+from postgres_server import postgres, why_not
 
 URL = "/v1/chat/completions"
 KEYS = ("--api-key", "alice-key", "bob-key")
@@ -27,14 +28,29 @@ def start(model: str, folder: Path, name: str, *words: str) -> Any:
     return serving(model, folder / name, options=options)
 
 
+@pytest.fixture(
+    scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)]
+)
+def database(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
+    """Words of the command line that choose it."""
+    if request.param == "sqlite":
+        yield ()
+        return
+    if reason := why_not():
+        pytest.skip(reason)
+    with postgres() as running:
+        yield "--batch-db", running.url
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, database: tuple[str, ...]) -> Path:
+    """Of the batches in this database."""
     return tmp_path_factory.mktemp("batch-api")
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: str, folder: Path) -> Iterator[LiveServer]:
-    with start(smollm2, folder, "first") as running:
+def server(smollm2: str, folder: Path, database: tuple[str, ...]) -> Iterator[LiveServer]:
+    with start(smollm2, folder, "first", *database) as running:
         yield running
 
 
@@ -146,7 +162,7 @@ def test_cancel(server) -> None:
     assert done.request_counts.failed == 0 and done.error_file_id is None
 
 
-def test_killed_in_the_middle_it_goes_on_by_itself(server, smollm2, folder) -> None:
+def test_killed_in_the_middle_it_goes_on_by_itself(server, smollm2, folder, database) -> None:
     api = client(server)
     batch = submit(api, lines("killed", 60, max_tokens=10))
     waiting = [submit(api, lines(f"later{n}", 3)) for n in range(2)]
@@ -156,7 +172,7 @@ def test_killed_in_the_middle_it_goes_on_by_itself(server, smollm2, folder) -> N
     for process in reversed(server.family):
         process.send_signal(signal.SIGKILL)
     server.process.wait(30)
-    with start(smollm2, folder, "second") as again:
+    with start(smollm2, folder, "second", *database) as again:
         api = client(again)
         done = until(api, batch.id, is_finished)
         assert done.status == "completed" and before < 60
