@@ -15,7 +15,7 @@ from abuse import abuse
 from abuse_cases import bad_hints, bad_parameters
 from live_server import MODEL, SERVED_NAME, VLLM, launched, serving
 
-SCALE = 0.1
+SCALE = 0.2
 RUN_BATCH = (
     "--dtype",
     "float32",
