@@ -477,10 +477,10 @@ class TestLinesOut:
         path = tmp_path / "out"
         with (
             pytest.raises(UsageError, match="written by another process as well"),
-            source.written_whole(path) as first,
+            source.written_whole(path, "output") as first,
         ):
             first.write(b"first")
-            with source.written_whole(path) as second:
+            with source.written_whole(path, "output") as second:
                 second.write(b"second")
             (tmp_path / ".out.partial").write_bytes(b"a third one has begun")
         assert path.read_bytes() == b"second"
@@ -530,7 +530,7 @@ class TestFullDisk:
         opened = Path.open
 
         def limited(self: Path, mode: str = "r", *args: Any) -> Any:
-            if mode != "xb":
+            if mode != "x+b":
                 return opened(self, mode, *args)
             file = FullDisk(self, mode)
             file.room = request.param
@@ -682,7 +682,10 @@ class TestOutputCheckedBefore:
         for path in (tmp_path / "folder", Path("/dev/null")):
             with pytest.raises(UsageError, match="no regular file"):
                 check_output(path)
-            with pytest.raises(UsageError, match="no regular file"), source.written_whole(path):
+            with (
+                pytest.raises(UsageError, match="no regular file"),
+                source.written_whole(path, "output"),
+            ):
                 pass
         with pytest.raises(UsageError, match=r"there is no folder .*no; make it first"):
             check_output(tmp_path / "no" / "out")
