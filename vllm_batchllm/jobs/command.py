@@ -36,7 +36,9 @@ _OVER = ("done", "interrupted", "failed")
 
 def run(context: typer.Context) -> None:
     """Answer every line of a file, once; what was answered survives the machine."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # an engine that is started again is told
+    os.environ.setdefault(
+        "VLLM_LOGGING_LEVEL", "WARNING"
+    )  # an engine that is started again is told
     quieten()
     raise typer.Exit(run_job(context.args))
 
