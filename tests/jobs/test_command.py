@@ -41,6 +41,9 @@ def test_every_option_of_vllm_is_one_of_the_job(path: Path, output: Path) -> Non
     assert engine.scheduler_cls == BATCHLLM_SCHEDULER
     assert not hasattr(engine, "stall_s") and not hasattr(engine, "input")
     assert parsed(path, output, "--scheduler", "stock").engine.scheduler_cls is None
+    assert options.settings.dedupe
+    ours = json.dumps({"batchllm": {"dedupe": False}})
+    assert not parsed(path, output, "--additional-config", ours).settings.dedupe
 
 
 def test_help_is_short_and_names_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +103,7 @@ def test_the_journal_is_the_output_or_stands_beside_it(
         (["in.jsonl", "out", "--stall-s", "0"], "--stall-s must be above 0, not 0.0"),
         (["in.jsonl", "out", "--max-restarts", "-1"], "must be 0 or more, not -1"),
         (["in.jsonl", "out", "--simulate", "H100-80GB"], "--simulate H100-80GB needs --dry-run"),
+        (["in.jsonl", "out", "--additional-config", '{"batchllm": {"order": "x"}}'], "'x'"),
         (["in.jsonl", "out", "--scheduler", "fifo"], "unknown scheduler 'fifo'"),
     ],
 )

@@ -16,7 +16,7 @@ from vllm_batchllm.jobs.line import NO_DEFAULTS, parse_line
 from vllm_batchllm.jobs.prefix_order import HashTable, prefix_order, shared_depths
 from vllm_batchllm.jobs.prompt_text import END_OF_HASH, body_digest, chained_hashes, piece_ends
 from vllm_batchllm.jobs.scan import scan
-from vllm_batchllm.jobs.text_plan import make_plan, repeated_ids
+from vllm_batchllm.jobs.text_plan import Followers, make_plan, repeated_ids
 from vllm_batchllm.prefix.forest import PrefixForest
 
 CHOICES = st.lists(st.lists(st.integers(0, 1), max_size=7), max_size=14)
@@ -135,8 +135,12 @@ def test_only_lines_whose_answer_is_fixed_have_twins(tmp_path: Path) -> None:
     )
     source = scan(path)
     plan = make_plan(source, np.arange(len(source)), source.is_bad)
-    assert plan.followers() == {2: [3], 5: [6]}
+    followers = Followers(plan.leader)
+    found = {index: followers.of(index) for index in range(len(source)) if followers.of(index)}
+    assert found == {2: [3], 5: [6]}
     assert sorted(plan.order.tolist()) == [0, 1, 2, 4, 5]
+    every = make_plan(source, np.arange(len(source)), source.is_bad, dedupe=False)
+    assert sorted(every.order.tolist()) == list(range(len(source)))
 
 
 def test_a_line_without_prompt_has_a_digest_of_its_own() -> None:

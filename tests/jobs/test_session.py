@@ -51,6 +51,9 @@ def journal(tmp_path: Path) -> Path:
 def test_every_line_is_answered_once_with_its_own_answer(path: Path, journal: Path) -> None:
     found = answers(run_whole(path, journal))
     assert len(found) == NUM_LINES
+    session = opened(path, journal)
+    assert session.counts.new_bytes_left == 0
+    session.close()
     for line in map(json.loads, path.read_text().splitlines()):
         said = found[line["custom_id"]]["choices"][0]["message"]["content"]
         assert said == line["body"]["messages"][0]["content"]
@@ -234,7 +237,9 @@ def test_an_engine_that_dies_costs_no_answer(path: Path, journal: Path) -> None:
     ending, in_flight = run(session, EchoServer(dies_with=["r50"]))
     numbers = [int(session.source.numbers[index]) for index in in_flight]
     assert ending is Ending.ENGINE_GONE and 51 in numbers and len(numbers) <= WINDOW.max_lines
+    assert 0 < session.counts.new_bytes_left < session.plan.num_new_bytes
     assert run(session, EchoServer()) == (Ending.DONE, [])
+    assert session.counts.new_bytes_left == 0
     session.close()
     assert len(answers(records(journal))) == NUM_LINES
 

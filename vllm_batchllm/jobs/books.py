@@ -27,6 +27,7 @@ class JobCounts:
     """Lines and tokens. total: lines of the input. completed, failed: those with an answer, and with an error.
 
     prompt_tokens, output_tokens: of answers written since the job was opened. resumed: lines found answered then.
+    new_bytes_left: prompt text that is still to be computed.
     """
 
     total: int
@@ -35,6 +36,7 @@ class JobCounts:
     prompt_tokens: int = 0
     output_tokens: int = 0
     resumed: int = 0
+    new_bytes_left: int = 0
 
     @property
     def done(self) -> int:

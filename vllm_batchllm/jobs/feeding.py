@@ -69,6 +69,7 @@ class Feeding:
                 place += 1
                 refusal = self._records.refusal_of((index, line))
                 if refusal is not None:
+                    self._counts.new_bytes_left -= added
                     await self._writer.put([refusal])
                 elif await self._flow.enter(added):
                     assert isinstance(line, JobLine)
@@ -94,6 +95,7 @@ class Feeding:
             self._counts.prompt_tokens += prompt_tokens
             self._counts.output_tokens += int(usage.get("completion_tokens") or 0)
             await self._writer.put(self._records.answered(index, line, answer))
+            self._counts.new_bytes_left -= added
             del self.in_flight[index]
         except EngineGoneError:
             self._is_gone = True

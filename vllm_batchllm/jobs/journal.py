@@ -43,7 +43,7 @@ class Journal:
         self.path = path
         self._file = _open_locked(path)
         self._end = os.fstat(self._file).st_size
-        self._synced_at = time.monotonic()
+        self._synced_at, self._synced_end = time.monotonic(), -1
 
     def records(self) -> Iterator[tuple[int, bytes, dict[str, object]]]:
         """Place, bytes and content of each good line. A torn end is cut off; other bad lines are passed over and counted.
@@ -103,7 +103,9 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until all is on the disk."""
-        os.fsync(self._file)
+        if self._synced_end != self._end:
+            os.fsync(self._file)
+            self._synced_end = self._end
         self._synced_at = time.monotonic()
 
     def close(self) -> None:

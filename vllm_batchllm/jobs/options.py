@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vllm_batchllm.config import BatchLLMConfig
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.jobs.identity import identity_of, without
 from vllm_batchllm.jobs.line import LineDefaults
@@ -83,6 +84,7 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
             defaults,
             int(args.max_line_mb * 1e6),
             args.retry_errors,
+            _batchllm_options(args.additional_config).dedupe,
         ),
         RunLimits(args.stall_s, args.grace_s, args.max_restarts),
         engine,
@@ -92,6 +94,13 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
         args.report,
         args.simulate,
     )
+
+
+def _batchllm_options(additional_config: Any) -> BatchLLMConfig:
+    try:
+        return BatchLLMConfig.parse((additional_config or {}).get("batchllm", {}))
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"--additional-config: {error}") from None
 
 
 def _make_parser() -> ArgumentParser:

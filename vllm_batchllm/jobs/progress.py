@@ -168,7 +168,5 @@ class Progress:
         flow = session.flow
         bytes_per_token = _FIRST_BYTES_PER_TOKEN if flow is None else flow.bytes_per_token
         mean_output = counts.output_tokens / answered
-        left = (
-            session.new_bytes_left() / bytes_per_token + (counts.total - counts.done) * mean_output
-        )
+        left = counts.new_bytes_left / bytes_per_token + (counts.total - counts.done) * mean_output
         return left / tokens_per_s

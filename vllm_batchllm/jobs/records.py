@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import numpy as np
+import numpy.typing as npt
 
 from vllm_batchllm.input.request import BadLineError
 from vllm_batchllm.jobs.feed import Read
 from vllm_batchllm.jobs.line import Answer, JobLine, encode_answer, encode_bad_line
 from vllm_batchllm.jobs.scan import Input, LineReader
+from vllm_batchllm.jobs.text_plan import Followers
 from vllm_batchllm.jobs.writer import Record
 
 INVALID_LINE = "invalid_line"
@@ -18,18 +20,19 @@ class Records:
     """Writes answers down.
 
     Args:
-        repeated: lines whose name stands on an earlier one. followers: by line, those that ask exactly the same.
+        is_refused: (num_lines,), lines that get no answer, good ones because their name stands on an earlier line.
+        followers: those that ask exactly the same as another.
     """
 
     def __init__(
         self,
         source: Input,
         reader: LineReader,
-        repeated: Collection[int],
-        followers: Mapping[int, Sequence[int]],
+        is_refused: npt.NDArray[np.bool_],
+        followers: Followers,
     ) -> None:
         self._source, self._reader = source, reader
-        self._repeated, self._followers = repeated, followers
+        self._is_refused, self._followers = is_refused, followers
 
     def refusal_of(self, read: Read) -> Record | None:
         """The record of a line that is no request, or has the name of another; None for a good one."""
@@ -37,7 +40,7 @@ class Records:
         number = int(self._source.numbers[index])
         if isinstance(line, BadLineError):
             reason, custom_id, is_plain = str(line), None, self._source.is_plain
-        elif index in self._repeated:
+        elif self._is_refused[index]:
             reason = "its id stands on an earlier line already; ids must differ"
             custom_id, is_plain = line.custom_id, line.is_plain
         else:
@@ -50,7 +53,7 @@ class Records:
         error = answer.error
         code = None if error is None else str(error.get("code"))
         records = [Record(index, encode_answer(line, answer), code)]
-        for other in self._followers.get(index, ()):
+        for other in self._followers.of(index):
             other_line = self._reader.line(other)
             records.append(Record(other, encode_answer(other_line, answer), code))
         return records

@@ -23,7 +23,7 @@ from vllm_batchllm.jobs.line_server import Ending, LineServer
 from vllm_batchllm.jobs.manifest import check_manifest
 from vllm_batchllm.jobs.records import Records
 from vllm_batchllm.jobs.scan import MAX_LINE_BYTES, Input, LineReader, scan
-from vllm_batchllm.jobs.text_plan import TextPlan, make_plan, repeated_ids
+from vllm_batchllm.jobs.text_plan import Followers, TextPlan, make_plan, repeated_ids
 from vllm_batchllm.jobs.writer import JournalWriter
 
 
@@ -31,13 +31,14 @@ from vllm_batchllm.jobs.writer import JournalWriter
 class SessionSettings:
     """identity: what, beside the input, makes this the same job: model, options that change answers.
 
-    retry_errors: compute lines again whose answer is an error.
+    retry_errors: compute lines again whose answer is an error. dedupe: compute exact duplicates once.
     """
 
     identity: Mapping[str, str]
     defaults: LineDefaults = NO_DEFAULTS
     max_line_bytes: int = MAX_LINE_BYTES
     retry_errors: bool = False
+    dedupe: bool = True
 
 
 class JobSession:
@@ -51,8 +52,9 @@ class JobSession:
         self.flow: Flow | None = None
         self._journal = journal
         self._reader = LineReader(source)
-        repeated = frozenset(np.flatnonzero(plan.is_refused & ~source.is_bad).tolist())
-        self._records = Records(source, self._reader, repeated, plan.followers())
+        followers = Followers(plan.leader)
+        self._records = Records(source, self._reader, plan.is_refused, followers)
+        self.counts.new_bytes_left = plan.num_new_bytes
 
     @classmethod
     def open(
@@ -78,7 +80,8 @@ class JobSession:
             is_repeated = repeated_ids(source)
             books = Books(source, is_repeated)
             books.load(journal, retry_errors=settings.retry_errors)
-            plan = make_plan(source, books.remaining(), source.is_bad | is_repeated)
+            is_refused = source.is_bad | is_repeated
+            plan = make_plan(source, books.remaining(), is_refused, dedupe=settings.dedupe)
             return cls(source, journal, books, plan)
         except BaseException:
             journal.close()
@@ -88,10 +91,6 @@ class JobSession:
     def counts(self) -> JobCounts:
         """How far it is; grows while `run` goes on."""
         return self.books.counts
-
-    def new_bytes_left(self) -> int:
-        """Prompt text that is still to be computed."""
-        return int(self.plan.new_bytes[self.books.places[self.plan.order] < 0].sum())
 
     async def run(
         self,

@@ -32,18 +32,36 @@ class TextPlan:
         """Prompt text to be computed where whatever neighbours share is computed once."""
         return int(self.new_bytes.sum())
 
-    def followers(self) -> dict[int, list[int]]:
-        """Lines that wait for another's answer, by that other. As large as their number."""
-        others = np.flatnonzero(self.leader != np.arange(len(self.leader)))
-        found: dict[int, list[int]] = {}
-        for index in others.tolist():
-            found.setdefault(int(self.leader[index]), []).append(index)
-        return found
+
+class Followers:
+    """Lines that wait for another's answer, by that other; arrays, whatever their number.
+
+    Args:
+        leader: as in `TextPlan`.
+    """
+
+    def __init__(self, leader: Ints) -> None:
+        others = np.flatnonzero(leader != np.arange(len(leader)))
+        self._lines = others[np.argsort(leader[others], kind="stable")]
+        self._leaders = leader[self._lines]
+
+    def of(self, index: int) -> list[int]:
+        """Those that get the answer of the line at ``index``, ascending. O(log n)."""
+        first, end = np.searchsorted(self._leaders, [index, index + 1])
+        lines: list[int] = self._lines[first:end].tolist()
+        return lines
 
 
-def make_plan(source: Input, lines: Ints, is_refused: npt.NDArray[np.bool_]) -> TextPlan:
-    """Plan ``lines`` (indices, ascending) of ``source``. Bad lines among them come first."""
-    leader = _first_equal(source.bodies, lines[~is_refused[lines]], len(source))
+def make_plan(
+    source: Input, lines: Ints, is_refused: npt.NDArray[np.bool_], *, dedupe: bool = True
+) -> TextPlan:
+    """Plan ``lines`` (indices, ascending) of ``source``. Bad lines among them come first.
+
+    Args:
+        dedupe: compute exact duplicates once.
+    """
+    alike = lines[~is_refused[lines]] if dedupe else lines[:0]
+    leader = _first_equal(source.bodies, alike, len(source))
     order = prefix_order(source.table, lines[leader[lines] == lines])
     shared = shared_depths(source.table, order)
     ends = np.frombuffer(END_OF_HASH, np.int64)
