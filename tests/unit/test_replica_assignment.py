@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes what: every item once whatever happens, and thefts against all that could be stolen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from vllm_batchllm.replicas.assignment import TOLERANCE, Assignment, waiting_limit
+from vllm_batchllm.replicas.cut import Costs
+
+
+def costs_of(seed: int, num_items: int) -> Costs:
+    draw = np.random.default_rng(seed)
+    shared = draw.integers(0, 50, num_items).astype(float)
+    shared[:1] = 0
+    return Costs(draw.integers(1, 30, num_items).astype(float), shared)
+
+
+class AssignmentMachine(RuleBasedStateMachine):
+    """Replicas take, die, come back and speed up in any order; nothing is lost, nothing is given twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_items = 60
+        self.assignment = Assignment(costs_of(7, self.num_items), ["a", "b", "c"])
+        self.held: dict[str, list[int]] = {name: [] for name in "abcde"}
+        self.done: set[int] = set()
+
+    @rule(replica=st.sampled_from("abcde"), number=st.integers(0, 9))
+    def take(self, replica: str, number: int) -> None:
+        taken = self.assignment.take(replica, number)
+        assert len(taken) <= number
+        assert not set(taken) & self.done
+        for held in self.held.values():
+            assert not set(taken) & set(held)
+        self.held[replica] += taken
+
+    @rule(replica=st.sampled_from("abcde"))
+    def finish(self, replica: str) -> None:
+        if self.held[replica]:
+            self.done.add(self.held[replica].pop(0))
+
+    @rule(replica=st.sampled_from("abcde"))
+    def die(self, replica: str) -> None:
+        self.assignment.put_back(self.held[replica])
+        self.held[replica] = []
+        self.assignment.leave(replica)
+
+    @rule(replica=st.sampled_from("abcde"), speed=st.floats(0.1, 10))
+    def learn_speed(self, replica: str, speed: float) -> None:
+        self.assignment.set_speed(replica, speed)
+
+    @precondition(lambda self: self.num_items)
+    @rule(seed=st.integers(0, 99))
+    def learn_lengths(self, seed: int) -> None:
+        self.assignment.reweigh(costs_of(seed, self.num_items).work)
+
+    @invariant()
+    def adds_up(self) -> None:
+        self.assignment.check_integrity()
+        held = sum(map(len, self.held.values()))
+        assert self.assignment.num_left + held + len(self.done) == self.num_items
+
+    def teardown(self) -> None:
+        """One replica that goes on gets everything that is left, alone."""
+        for name in "bcde":
+            self.die(name)
+        while taken := self.assignment.take("a", 5):
+            self.held["a"] += taken
+        assert self.assignment.num_left == 0
+
+
+TestAssignment = AssignmentMachine.TestCase
+
+
+def run_alone(assignment: Assignment, replica: str) -> list[int]:
+    taken = []
+    while some := assignment.take(replica, 1):
+        taken += some
+    return taken
+
+
+def test_each_begins_with_its_interval_in_order():
+    assignment = Assignment(Costs(np.ones(12), np.zeros(12)), ["a", "b", "c"], steals=False)
+    assert [run_alone(assignment, name) for name in "abc"] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
+    assert assignment.num_left == 0
+
+
+def test_without_stealing_who_is_dry_stays_dry():
+    assignment = Assignment(Costs(np.ones(12), np.zeros(12)), ["a", "b"], steals=False)
+    assert len(run_alone(assignment, "a")) == 6
+    assert assignment.take("a", 3) == []
+    assert assignment.num_stolen == 0
+
+
+@given(st.integers(0, 10**6), st.integers(2, 40), st.floats(0.2, 5), st.floats(0.2, 5))
+def test_a_theft_is_as_good_as_any_and_cheap(seed, num_items, victim_speed, thief_speed):
+    costs = costs_of(seed, num_items)
+    assignment = Assignment(costs, ["victim"])
+    assignment.set_speed("victim", victim_speed)
+    assignment.set_speed("thief", thief_speed)
+    taken = assignment.take("thief", 1)
+    alone = costs.work.sum() / victim_speed
+    ends = {
+        place: max(
+            costs.work[:place].sum() / victim_speed,
+            (costs.work[place:].sum() + costs.shared[place]) / thief_speed,
+        )
+        for place in range(num_items)
+    }
+    best = min(ends.values())
+    if best >= alone:
+        assert taken == []
+        return
+    (place,) = taken
+    good = [p for p, end in ends.items() if end <= min(best + TOLERANCE * alone, alone) + 1e-9]
+    assert ends[place] <= min(best + TOLERANCE * alone, alone) + 1e-9
+    assert costs.shared[place] == min(costs.shared[p] for p in good)
+    assert assignment.cut_work == costs.shared[place]
+
+
+def test_a_faster_thief_takes_more():
+    def stolen(speed: float) -> int:
+        assignment = Assignment(Costs(np.ones(100), np.zeros(100)), ["victim"])
+        assignment.set_speed("victim", 1.0)
+        assignment.set_speed("thief", speed)
+        assignment.take("thief", 1)
+        begin, end = assignment.rest_of("thief")
+        return end - begin + 1
+
+    assert abs(stolen(1.0) - 50) <= 6
+    assert abs(stolen(3.0) - 75) <= 6
+
+
+def test_what_costs_more_to_cut_than_to_leave_is_left():
+    costs = Costs(np.array([1000.0, 10, 10, 10]), np.array([0.0, 1000, 1000, 1000]))
+    assignment = Assignment(costs, ["victim"])
+    assert assignment.take("victim", 1) == [0]
+    assert assignment.take("thief", 1) == []
+    assert run_alone(assignment, "victim") == [1, 2, 3]
+
+
+def test_what_came_back_goes_first_and_to_anybody():
+    assignment = Assignment(Costs(np.ones(10), np.zeros(10)), ["a", "b"])
+    assert assignment.take("a", 3) == [0, 1, 2]
+    assignment.put_back([2, 1])
+    assignment.leave("a")
+    assert assignment.take("b", 1) == [1]
+    assert assignment.take("b", 3) == [2]
+    assert run_alone(assignment, "b") == [5, 6, 7, 8, 9, 3, 4]
+
+
+def test_a_batch_without_replicas_waits_for_the_first():
+    assignment = Assignment(Costs(np.ones(3), np.zeros(3)), [])
+    assert assignment.take("late", 5) == [0, 1, 2]
+    assert Assignment(Costs(np.ones(0), np.zeros(0)), ["a"]).take("a", 1) == []
+
+
+def test_a_million_items_are_found_once():
+    assignment = Assignment(costs_of(1, 10**6), list(range(256)))
+    seen = np.zeros(10**6, dtype=np.int64)
+    for replica in range(256):
+        while taken := assignment.take(replica, 50_000):
+            seen[taken] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("num_left", "limit"), [(0, 16), (16 * 8 * 4, 16), (100 * 8 * 4, 100), (10**6, 512)]
+)
+def test_fewer_wait_towards_the_end(num_left, limit):
+    assert waiting_limit(num_left, 8, 16, 512) == limit
