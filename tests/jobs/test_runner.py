@@ -19,7 +19,7 @@ from vllm_batchllm.jobs.feed import Window
 from vllm_batchllm.jobs.line_server import Ending
 from vllm_batchllm.jobs.runner import EngineKeepsDyingError, JobRunner, RunLimits
 from vllm_batchllm.jobs.session import JobSession
-from vllm_batchllm.jobs.suspects import Suspects
+from vllm_batchllm.replicas.suspects import Suspects
 
 NUM_LINES = 120
 

@@ -18,7 +18,7 @@ from vllm_batchllm.jobs.feed import Window
 from vllm_batchllm.jobs.line import Answer
 from vllm_batchllm.jobs.line_server import Ending, LineServer
 from vllm_batchllm.jobs.session import JobSession
-from vllm_batchllm.jobs.suspects import Suspects
+from vllm_batchllm.replicas.suspects import Suspects
 from vllm_batchllm.log import get_logger
 
 logger = get_logger(__name__)

@@ -18,6 +18,8 @@ Floats = npt.NDArray[np.float64]
 SLACK = 0.02
 """How much larger than needed the largest part may be, if that makes cuts cheaper."""
 _HALVINGS = 60
+_TIE = 1e-3
+"""Of a unit of work: what all cuts together may cost more than the cheapest, to be more even."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ class _Search:
             ends = np.arange(low, max(high, low) + 1)
             best = _first_minimum(prices, self._least[ends] - begin, ends - begin)
             chosen_from.append((low, best + begin))
-            prices = prices[best] + self._places.price[ends]
+            prices = prices[best] + self._places.price[ends] + self._unevenness(ends, number)
             begin = low
             if ends[-1] >= self._end:
                 finished.append((float(prices[-1]), number))
@@ -174,6 +176,14 @@ class _Search:
                 break
         _, number = min(finished)
         return self._way(chosen_from, number)
+
+    def _unevenness(self, ends: Ints, number: int) -> Floats:
+        """Decides between cuts of the same price: how far each is from even parts, at most a thousandth in all."""
+        before = self._places.before
+        even = before[-1] * number / self._num_parts
+        scale = max(float(before[-1]), 1e-9) * self._num_parts
+        uneven: Floats = _TIE * np.abs(before[ends] - even) / scale
+        return uneven
 
     def _first_useful(self) -> list[int]:
         """For each number of parts that are done, the first place from which the others can do the rest."""

@@ -21,6 +21,16 @@ class Suspects:
         self._num_deaths: dict[int, int] = {}
         self._width = 0
 
+    @property
+    def waiting(self) -> list[int]:
+        """All that are still suspected."""
+        return self._waiting.copy()
+
+    def suspect(self, lines: Sequence[int]) -> None:
+        """Begin with these, which nobody has seen kill an engine alone."""
+        self._waiting, self._num_deaths = list(lines), {}
+        self._width = max(1, len(self._waiting) // _PARTS)
+
     def died(self, in_flight: Sequence[int]) -> int | None:
         """The engine died with these lines, oldest first. Returns the one that is guilty, once that is known."""
         deaths = {line: self._num_deaths.get(line, 0) + 1 for line in in_flight}
