@@ -88,7 +88,7 @@ class Book:
         self.given_up: list[int] = []
         self.num_twice = 0
 
-    async def load(self, items: Sequence[int]) -> list[Given]:
+    async def load(self, items: Sequence[int], capacity: Capacity) -> list[Given]:
         await asyncio.sleep(0)
         return [(item, item) for item in items]
 

@@ -23,10 +23,11 @@ from vllm_batchllm.jobs.handlers import HandlerServer
 
 @dataclass(frozen=True, slots=True)
 class JobEngine:
-    """A running engine. server: answers lines. window: how many it is told of."""
+    """A running engine. server: answers lines. window: how many it is told of. max_num_seqs: how many it runs at once."""
 
     server: HandlerServer
     window: Window
+    max_num_seqs: int
 
 
 @asynccontextmanager
@@ -38,7 +39,9 @@ async def started_engine(args: Namespace) -> AsyncIterator[JobEngine]:
     ) as client:
         state = State()
         await init_app_state(client, state, args, await client.get_supported_tasks())
-        yield JobEngine(HandlerServer(state), Window.for_engine(client.vllm_config))
+        config = client.vllm_config
+        num_seqs = int(config.scheduler_config.max_num_seqs)
+        yield JobEngine(HandlerServer(state), Window.for_engine(config), num_seqs)
 
 
 def _prepare(args: Namespace) -> None:

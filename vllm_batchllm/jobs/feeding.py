@@ -7,13 +7,11 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from vllm_batchllm.jobs.books import JobCounts
+from vllm_batchllm.jobs.entries import Entries
 from vllm_batchllm.jobs.feed import Flow, read_ahead
 from vllm_batchllm.jobs.line import JobLine
 from vllm_batchllm.jobs.line_server import Ending, EngineGoneError, LineServer
-from vllm_batchllm.jobs.records import Records
 from vllm_batchllm.jobs.scan import LineReader
-from vllm_batchllm.jobs.writer import JournalWriter
 
 
 class Feeding:
@@ -27,13 +25,10 @@ class Feeding:
         server: LineServer,
         flow: Flow,
         reader: LineReader,
-        records: Records,
-        writer: JournalWriter,
-        counts: JobCounts,
+        entries: Entries,
     ) -> None:
         self._server, self._flow = server, flow
-        self._reader, self._records = reader, records
-        self._writer, self._counts = writer, counts
+        self._reader, self._entries = reader, entries
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._is_gone = self._is_over = False
@@ -43,7 +38,8 @@ class Feeding:
         self, lines: Sequence[int], new_bytes: Sequence[int], stop: asyncio.Event, grace_s: float
     ) -> Ending:
         """Feed ``lines``; see `JobSession.run`."""
-        writing = asyncio.create_task(self._writer.run())
+        writer = self._entries.writer
+        writing = asyncio.create_task(writer.run())
         writing.add_done_callback(self._note_failure)
         watching = [asyncio.create_task(self._watch(stop)), asyncio.create_task(self._watch_gone())]
         try:
@@ -53,7 +49,7 @@ class Feeding:
             for task in watching:
                 task.cancel()
             await self._cancel_all()
-            self._writer.close()
+            writer.close()
             await asyncio.wait([writing])
         if self._failure is not None:
             raise self._failure
@@ -67,11 +63,9 @@ class Feeding:
             async for index, line in reading:
                 added = int(new_bytes[place])
                 place += 1
-                refusal = self._records.refusal_of((index, line))
-                if refusal is not None:
-                    self._counts.new_bytes_left -= added
-                    await self._writer.put([refusal])
-                elif await self._flow.enter(added):
+                if await self._entries.refused((index, line), added):
+                    continue
+                if await self._flow.enter(added):
                     assert isinstance(line, JobLine)
                     self._begin(index, line, added)
                 else:
@@ -90,12 +84,7 @@ class Feeding:
             answer = await self._server.serve(line)
             if self._is_over:  # handlers answer a cancellation with an error; it is none
                 return
-            usage = answer.usage
-            prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            self._counts.prompt_tokens += prompt_tokens
-            self._counts.output_tokens += int(usage.get("completion_tokens") or 0)
-            await self._writer.put(self._records.answered(index, line, answer))
-            self._counts.new_bytes_left -= added
+            prompt_tokens = await self._entries.answered(index, line, answer, added)
             del self.in_flight[index]
         except EngineGoneError:
             self._is_gone = True

@@ -19,7 +19,7 @@ _TOTALS = {
 class EngineFigures:
     """Totals of the running engine: tokens of prompts, of outputs, looked up in the cache, found there; preemptions.
 
-    life: changes with every step that the engine reports.
+    life: changes with every step that the engine reports. num_running: requests that it computes.
     """
 
     prompt_tokens: float
@@ -28,6 +28,7 @@ class EngineFigures:
     cached_tokens: float
     preemptions: float
     life: int
+    num_running: int = 0
 
 
 def engine_figures() -> EngineFigures:
@@ -43,4 +44,5 @@ def engine_figures() -> EngineFigures:
             everything.append(sample.value)
             values[sample.name] = values.get(sample.name, 0.0) + sample.value
     totals = {name: values.get(sample, 0.0) for name, sample in _TOTALS.items()}
-    return EngineFigures(**totals, life=hash(tuple(everything)))
+    num_running = int(values.get("vllm:num_requests_running", 0))
+    return EngineFigures(**totals, life=hash(tuple(everything)), num_running=num_running)

@@ -8,22 +8,27 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.jobs.figures import engine_figures
 from vllm_batchllm.jobs.finish import FinalOrder, check_output, write_final
 from vllm_batchllm.jobs.journal import Journal
 from vllm_batchllm.jobs.line_server import Ending
+from vllm_batchllm.jobs.line_worker import InputFile, LineWorker
 from vllm_batchllm.jobs.options import JobOptions
-from vllm_batchllm.jobs.progress import JobState, Progress
+from vllm_batchllm.jobs.progress import Figures, JobState, Progress
+from vllm_batchllm.jobs.replicated import ReplicatedRunner
 from vllm_batchllm.jobs.runner import Engine, JobRunner
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.jobs.source import open_source
 from vllm_batchllm.plugin.job_process import begin_job
+from vllm_batchllm.replicas.start import ReplicaOptions, replicas_of
 
 _SHOW_EVERY_S = 1.0
 
@@ -38,7 +43,9 @@ class Job:
         self._options = options
         paths = options.paths
         output = "-" if paths.output is None else str(paths.output)
-        self.progress = Progress(JobState(options.input_name, output), paths.status, engine_figures)
+        self._figures: Callable[[], Any] = engine_figures
+        state = JobState(options.input_name, output)
+        self.progress = Progress(state, paths.status, lambda: self._figures())
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._may_stop = False
@@ -81,8 +88,24 @@ class Job:
             self.progress.show(session, 0)
             return Ending.DONE
         begin_job()
-        with _signals(self._on_signal):
-            return asyncio.run(self._run(session))
+        options = self._options.replicas
+        if options is None:
+            runner = JobRunner(session, self._started, _life, self._options.limits)
+            with _signals(self._on_signal):
+                return asyncio.run(self._run(session, runner))
+        return self._run_replicated(session, options)
+
+    def _run_replicated(self, session: JobSession, options: ReplicaOptions) -> Ending:
+        source = session.source
+        seen = InputFile.of(source.path, source.defaults, source.max_line_bytes)
+        make_worker = partial(LineWorker, self._options.engine, seen)
+        what = f"--replicas {options.num_replicas}"
+        with replicas_of(options, make_worker, what) as replicas, _signals(self._on_signal):
+            runner = ReplicatedRunner(session, replicas, self._options.limits)
+            self._figures = lambda: Figures(**runner.figures())
+            self._may_stop = True
+            self.progress.say("running", f"{options.num_replicas} replicas")
+            return asyncio.run(self._run(session, runner))
 
     def finish(self, session: JobSession) -> None:
         """Make OUTPUT from the journal, where that is not OUTPUT itself.
@@ -106,9 +129,8 @@ class Job:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    async def _run(self, session: JobSession) -> Ending:
+    async def _run(self, session: JobSession, runner: JobRunner | ReplicatedRunner) -> Ending:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        runner = JobRunner(session, self._started, _life, self._options.limits)
         showing = asyncio.create_task(self._show(session, runner))
         try:
             return await runner.run(self._stop)
@@ -131,7 +153,7 @@ class Job:
             finally:
                 self._may_stop = False
 
-    async def _show(self, session: JobSession, runner: JobRunner) -> None:
+    async def _show(self, session: JobSession, runner: JobRunner | ReplicatedRunner) -> None:
         while True:
             await asyncio.sleep(_SHOW_EVERY_S)
             self.progress.show(session, runner.num_restarts)

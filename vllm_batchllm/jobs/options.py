@@ -18,6 +18,7 @@ from vllm_batchllm.jobs.paths import JobPaths, job_paths
 from vllm_batchllm.jobs.runner import RunLimits
 from vllm_batchllm.jobs.session import SessionSettings
 from vllm_batchllm.jobs.source import Columns
+from vllm_batchllm.replicas.start import ReplicaOptions, check_number
 
 _USAGE = "vllm-batchllm run INPUT OUTPUT --model MODEL [options]"
 _DESCRIPTION = (
@@ -34,7 +35,10 @@ _HELP = ("--help", "-h")
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """A command line, read. engine: the options that are vLLM's. columns: of a Parquet file. device: to be simulated."""
+    """A command line, read. engine: the options that are vLLM's. columns: of a Parquet file. device: to be simulated.
+
+    replicas: None for one engine, in this process.
+    """
 
     input_name: str
     paths: JobPaths
@@ -47,6 +51,7 @@ class JobOptions:
     dry_run: bool
     report: Path | None
     device: str | None = None
+    replicas: ReplicaOptions | None = None
 
 
 def parse_job(argv: Sequence[str]) -> JobOptions:
@@ -68,7 +73,7 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
         raise UsageError(
             f"--simulate {args.simulate} needs --dry-run: a job that runs is not simulated"
         )
-    for name in ("stall_s", "grace_s", "max_line_mb"):
+    for name in ("stall_s", "grace_s", "start_s", "max_line_mb"):
         if not getattr(args, name) > 0:
             raise UsageError(
                 f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}"
@@ -86,14 +91,31 @@ def parse_job(argv: Sequence[str]) -> JobOptions:
             args.retry_errors,
             _batchllm_options(args.additional_config).dedupe,
         ),
-        RunLimits(args.stall_s, args.grace_s, args.max_restarts),
+        RunLimits(args.stall_s, args.grace_s, args.max_restarts, args.start_s),
         engine,
         args.keep_order,
         args.restart,
         args.dry_run,
         args.report,
         args.simulate,
+        _replicas(args),
     )
+
+
+def _replicas(args: Namespace) -> ReplicaOptions | None:
+    """How many engines, and where. Raises UsageError where that contradicts itself."""
+    check_number(args.replicas, f"--replicas {args.replicas}")
+    if args.ray_address is not None and args.replicas == 1:
+        raise UsageError(f"--ray-address {args.ray_address} needs --replicas 2 or more")
+    if args.replicas == 1:
+        return None
+    if args.data_parallel_size > 1:
+        raise UsageError(
+            f"--data-parallel-size {args.data_parallel_size} and --replicas {args.replicas} both "
+            "mean several engines; give --replicas alone"
+        )
+    world_size = args.tensor_parallel_size * args.pipeline_parallel_size
+    return ReplicaOptions(args.replicas, world_size, args.ray_address)
 
 
 def _batchllm_options(additional_config: Any) -> BatchLLMConfig:
@@ -137,6 +159,7 @@ def _add_ours(parser: ArgumentParser) -> list[str]:
     group = parser.add_argument_group("job", "How INPUT becomes OUTPUT.")
     _add_files(group)
     _add_running(group)
+    _add_replicas(group)
     return [action.dest for action in parser._actions if action.dest not in known]
 
 
@@ -216,6 +239,29 @@ def _add_running(group: Any) -> None:
         default=20,
         metavar="N",
         help="Restarts of the engine before the job gives up.",
+    )
+
+
+def _add_replicas(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Engines that share the work, placed by Ray (needs the extra `ray`).",
+    )
+    add(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="A Ray cluster, HOST:PORT or auto (default: RAY_ADDRESS, or this machine alone).",
+    )
+    add(
+        "--start-s",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="Each of several engines has so long to load its model.",
     )
 
 

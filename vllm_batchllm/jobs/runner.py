@@ -18,12 +18,12 @@ from vllm_batchllm.jobs.feed import Window
 from vllm_batchllm.jobs.line import Answer
 from vllm_batchllm.jobs.line_server import Ending, LineServer
 from vllm_batchllm.jobs.session import JobSession
-from vllm_batchllm.replicas.suspects import Suspects
 from vllm_batchllm.log import get_logger
+from vllm_batchllm.replicas.suspects import Suspects
 
 logger = get_logger(__name__)
 
-_KILLED = "engine_died"
+KILLED = "engine_died"
 _MOST_FRUITLESS = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _LOOK_EVERY_S = 1.0
@@ -43,12 +43,13 @@ class Engine(Protocol):
 class RunLimits:
     """stall_s: without a step for so long while lines are with it, an engine hangs. grace_s: for what runs, once stopped.
 
-    max_restarts: of the engine, in one run of the command.
+    max_restarts: of the engine, in one run of the command. start_s: each of several engines has so long to start.
     """
 
     stall_s: float = 300.0
     grace_s: float = 30.0
     max_restarts: int = 20
+    start_s: float = 1800.0
 
 
 class EngineKeepsDyingError(RuntimeError):
@@ -132,7 +133,7 @@ class JobRunner:
         number = int(self._session.source.numbers[guilty])
         logger.error("line %d has killed the engine twice; it is answered with an error", number)
         message = f"line {number} has killed the engine twice; it was not tried again"
-        self._session.give_up_on(guilty, Answer.of_error(_KILLED, message, 500))
+        self._session.give_up_on(guilty, Answer.of_error(KILLED, message, 500))
 
     async def _before_restart(self, stop: asyncio.Event) -> None:
         if self.num_restarts >= self._limits.max_restarts:

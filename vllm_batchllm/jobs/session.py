@@ -15,12 +15,14 @@ from typing import Self
 import numpy as np
 
 from vllm_batchllm.jobs.books import Books, JobCounts
+from vllm_batchllm.jobs.entries import Entries
 from vllm_batchllm.jobs.feed import Flow, Window
 from vllm_batchllm.jobs.feeding import Feeding
 from vllm_batchllm.jobs.journal import Journal
 from vllm_batchllm.jobs.line import NO_DEFAULTS, Answer, LineDefaults
 from vllm_batchllm.jobs.line_server import Ending, LineServer
 from vllm_batchllm.jobs.manifest import check_manifest
+from vllm_batchllm.jobs.prefix_order import Ints
 from vllm_batchllm.jobs.records import Records
 from vllm_batchllm.jobs.scan import MAX_LINE_BYTES, Input, LineReader, scan
 from vllm_batchllm.jobs.text_plan import Followers, TextPlan, make_plan, repeated_ids
@@ -44,16 +46,16 @@ class SessionSettings:
 class JobSession:
     """An open job. Made by `open`; `close` lets others have it.
 
-    plan: of the lines that had no answer when it was opened. flow: what is with the engine, while `run` goes on.
+    plan: of the lines that had no answer when it was opened. reader: reads them again. flow: what is with the engine, while `run` goes on.
     """
 
     def __init__(self, source: Input, journal: Journal, books: Books, plan: TextPlan) -> None:
         self.source, self.books, self.plan = source, books, plan
         self.flow: Flow | None = None
         self._journal = journal
-        self._reader = LineReader(source)
+        self.reader = LineReader(source)
         followers = Followers(plan.leader)
-        self._records = Records(source, self._reader, plan.is_refused, followers)
+        self._records = Records(source, self.reader, plan.is_refused, followers)
         self.counts.new_bytes_left = plan.num_new_bytes
 
     @classmethod
@@ -114,27 +116,31 @@ class JobSession:
             OSError: the journal cannot be written. What it holds stays good.
         """
         self.flow = Flow(window)
-        writer = JournalWriter(self._journal, self.books)
-        feeding = Feeding(server, self.flow, self._reader, self._records, writer, self.counts)
-        lines, new_bytes = self._lines_left(only)
-        ending = await feeding.run(lines, new_bytes, stop, grace_s)
+        feeding = Feeding(server, self.flow, self.reader, self.entries())
+        lines, new_bytes = self.lines_left(only)
+        ending = await feeding.run(lines, new_bytes, stop, grace_s)  # type: ignore[arg-type]
         return ending, list(feeding.in_flight)
+
+    def entries(self) -> Entries:
+        """Where what comes back is entered; its writer has to be run."""
+        return Entries(self._records, JournalWriter(self._journal, self.books), self.counts)
 
     def give_up_on(self, index: int, answer: Answer) -> None:
         """Answer a line, and those that ask the same, without computing it."""
-        records = self._records.answered(index, self._reader.line(index), answer)
+        records = self._records.answered(index, self.reader.line(index), answer)
         places = self._journal.append([record.packed for record in records])
         for record, place in zip(records, places, strict=True):
             self.books.enter(record.index, place, len(record.packed), record.error_code)
 
     def close(self) -> None:
         """Let input and journal go; what was written is on the disk."""
-        self._reader.close()
+        self.reader.close()
         self._journal.close()
 
-    def _lines_left(self, only: Sequence[int] | None) -> tuple[Sequence[int], Sequence[int]]:
+    def lines_left(self, only: Sequence[int] | None = None) -> tuple[Ints, Ints]:
+        """Lines without an answer in the order of the plan, and prompt text that each does not share with the one before."""
         lines, new_bytes = self.plan.order, self.plan.new_bytes
         wanted = self.books.places[lines] < 0
         if only is not None:
             wanted &= np.isin(lines, np.asarray(only, dtype=np.int64))
-        return lines[wanted], new_bytes[wanted]  # type: ignore[return-value]
+        return lines[wanted], new_bytes[wanted]

@@ -15,13 +15,15 @@ VARIABLE = "VLLM_BATCHLLM_JOB_PID"
 """Holds the job's process id in its own environment, which its children inherit."""
 
 _LOOK_EVERY_S = 0.5
+_watches_forks = False
 
 
 def begin_job() -> None:
     """This process is a job: whatever it starts from now on belongs to it."""
-    is_first = VARIABLE not in os.environ
+    global _watches_forks
     os.environ[VARIABLE] = str(os.getpid())
-    if is_first:
+    if not _watches_forks:
+        _watches_forks = True
         os.register_at_fork(after_in_child=belong_to_job)
 
 

@@ -40,8 +40,8 @@ _FIRST_LEARNT = 64
 class Work(Protocol):
     """A batch, as far as the driver asks for it."""
 
-    async def load(self, items: Sequence[int]) -> list[Given]:
-        """What is sent for these items; those left out have been answered meanwhile."""
+    async def load(self, items: Sequence[int], capacity: Capacity) -> list[Given]:
+        """What is sent for these items to such a replica; those left out have been answered meanwhile."""
 
     async def answered(self, item: int, answer: Any) -> None:
         """An answer has come; the first of an item counts."""
@@ -157,12 +157,9 @@ class Driver:
 
     @property
     def _is_done(self) -> bool:
-        return not (
-            self._assignment.num_left or self.num_in_flight or self._deaths.num_suspected
-        )
+        return not (self._assignment.num_left or self.num_in_flight or self._deaths.num_suspected)
 
-    @property
-    def _is_over(self) -> bool:
+    def _over(self) -> bool:
         return self._is_done or (self._deadline is not None and time.monotonic() > self._deadline)
 
     async def _watch(self, stop: asyncio.Event) -> None:
@@ -175,7 +172,7 @@ class Driver:
     async def _life(self, slot: Slot) -> None:
         """Engines of one slot, one after the other."""
         try:
-            while not self._is_over and self._deadline is None:
+            while not self._over() and self._deadline is None:
                 try:
                     await self._start(slot)
                     await self._serve(slot)
@@ -195,9 +192,7 @@ class Driver:
             async with asyncio.timeout(self._limits.start_s):
                 slot.capacity = await slot.replica.start()
         except TimeoutError:
-            raise ReplicaGoneError(
-                f"it was not ready after {self._limits.start_s:.0f} s"
-            ) from None
+            raise ReplicaGoneError(f"it was not ready after {self._limits.start_s:.0f} s") from None
         slot.since, slot.done_work, slot.num_running = time.monotonic(), 0.0, 0
         slot.num_answered = 0
         slot.is_up = self._was_ever_up = True
@@ -205,11 +200,11 @@ class Driver:
     async def _serve(self, slot: Slot) -> None:
         """Keep the slot supplied until there is nothing for it any more."""
         life, moved_at = 0, time.monotonic()
-        while not self._is_over:
+        while not self._over():
             self._changed.clear()
             await self._feed(slot)
             if not slot.in_flight:
-                if self._is_over or self._deadline is not None:
+                if self._over() or self._deadline is not None:
                     return
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), 1.0)
@@ -225,38 +220,39 @@ class Driver:
                 )
 
     async def _feed(self, slot: Slot) -> None:
-        """Hand over items as long as there is room."""
-        if self._deadline is not None or slot.on_trial:
-            return
-        while True:
-            items = self._next_items(slot)
+        """Hand over items as long as there is room; those under trial alone."""
+        while self._deadline is None and not slot.on_trial:
+            trial = [] if slot.in_flight else self._deaths.next_trial()
+            slot.on_trial = bool(trial)
+            items = trial or self._next_items(slot)
             if not items:
                 return
-            slot.in_flight.update(dict.fromkeys(items))
-            given = await self._work.load(items)
-            for item in set(items) - {number for number, _ in given}:
-                slot.in_flight.pop(item, None)
-            if given:
-                await slot.replica.give(given)
-            if slot.on_trial and slot.in_flight:
-                return
+            await self._hand_over(slot, items)
+            self._end_trial(slot)
+
+    async def _hand_over(self, slot: Slot, items: Sequence[int]) -> None:
+        slot.in_flight.update(dict.fromkeys(items))
+        given = await self._work.load(items, slot.capacity)
+        for item in set(items) - {number for number, _ in given}:
+            slot.in_flight.pop(item, None)
+        if given:
+            await slot.replica.give(given)
 
     def _next_items(self, slot: Slot) -> list[int]:
-        if not slot.in_flight:
-            items = self._deaths.next_trial()
-            slot.on_trial = bool(items)
-            if items:
-                return items
         num_up = sum(each.is_up for each in self.slots)
+        capacity = slot.capacity
         waiting = waiting_limit(
-            self._assignment.num_left,
-            num_up,
-            slot.capacity.least_waiting,
-            slot.capacity.most_in_flight,
+            self._assignment.num_left, num_up, capacity.least_waiting, capacity.most_in_flight
         )
-        limit = min(slot.num_running + waiting, slot.capacity.most_in_flight)
+        limit = min(slot.num_running + waiting, capacity.most_in_flight)
         room = limit - len(slot.in_flight)
         return self._assignment.take(slot.replica.name, min(room, _MOST_ITEMS))
+
+    def _end_trial(self, slot: Slot) -> None:
+        """All items under trial are answered: none of them was it."""
+        if slot.on_trial and not slot.in_flight:
+            self._deaths.survived()
+            slot.on_trial = False
 
     async def _book(self, slot: Slot, taken: Taken) -> None:
         slot.num_running = taken.num_running
@@ -268,9 +264,7 @@ class Driver:
                 slot.done_work += float(self._costs[item])
                 slot.num_answered += 1
                 self._num_answered += 1
-        if slot.on_trial and not slot.in_flight:
-            self._deaths.survived()
-            slot.on_trial = False
+        self._end_trial(slot)
         if taken.answers:
             self._learn(slot)
             if not slot.in_flight:
@@ -334,7 +328,7 @@ class Driver:
     async def _pause(self, pause_s: float) -> None:
         """Wait so long, or until nothing is left to wait for."""
         end = time.monotonic() + pause_s
-        while not self._is_over and self._deadline is None and time.monotonic() < end:
+        while not self._over() and self._deadline is None and time.monotonic() < end:
             await asyncio.sleep(min(0.2, pause_s))
 
     def _pulse(self) -> None:

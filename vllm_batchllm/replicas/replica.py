@@ -13,9 +13,13 @@ Given = tuple[int, Any]
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much a started engine takes. max_num_seqs: requests that it can run at once."""
+    """How much a started engine takes. max_num_seqs: requests that it can run at once.
+
+    sees_input: it reads the input itself, where that is a file.
+    """
 
     max_num_seqs: int
+    sees_input: bool = False
 
     @property
     def least_waiting(self) -> int:
