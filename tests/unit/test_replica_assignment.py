@@ -148,6 +148,12 @@ def test_what_costs_more_to_cut_than_to_leave_is_left():
     assert run_alone(assignment, "victim") == [1, 2, 3]
 
 
+def test_the_last_item_of_one_that_has_not_started_is_taken():
+    assignment = Assignment(Costs(np.ones(8), np.zeros(8)), ["late", "here"])
+    assignment.set_absent("late")
+    assert sorted(run_alone(assignment, "here")) == list(range(8))
+
+
 def test_what_came_back_goes_first_and_to_anybody():
     assignment = Assignment(Costs(np.ones(10), np.zeros(10)), ["a", "b"])
     assert assignment.take("a", 3) == [0, 1, 2]

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 
 import pytest
 from replicas_world import FakeReplica, drive, no_place
@@ -139,6 +141,21 @@ def test_a_batch_that_is_stopped_does_not_wait_for_what_hangs():
     _, _, is_done = drive([hanging], stop_after_s=0.02, limits=DriveLimits(grace_s=0.05))
     assert not is_done
     assert not hanging.is_alive
+
+
+@pytest.mark.parametrize("num_items", [0, 40])
+def test_nothing_waits_for_a_replica_that_still_starts(num_items):
+    class Starting(FakeReplica):
+        async def start(self):
+            await asyncio.sleep(3600)
+
+    began = time.monotonic()
+    book, _, is_done = drive([Starting("slow"), FakeReplica("b")], num_items=num_items)
+    assert is_done
+    all_answered_once(book, num_items)
+    _, _, is_done = drive([Starting("slow")], stop_after_s=0.02)
+    assert not is_done
+    assert time.monotonic() - began < 10
 
 
 def test_an_error_of_the_books_ends_everything(monkeypatch):

@@ -45,6 +45,7 @@ class Assignment:
         self._costs, self._steals = costs, steals
         self._before = np.concatenate(([0.0], np.cumsum(costs.work)))
         self._speeds: dict[Replica, float] = {}
+        self._absent: set[Replica] = set()
         self._returned: list[int] = []
         self._rests: list[_Rest] = []
         self.num_left = len(costs)
@@ -84,6 +85,14 @@ class Assignment:
         came = sorted(items)
         self._returned = sorted([*self._returned, *came])
         self.num_left += len(came)
+
+    def set_absent(self, replica: Replica) -> None:
+        """The replica has not started yet; what is meant for it may be taken by others to the last item."""
+        self._absent.add(replica)
+
+    def set_present(self, replica: Replica) -> None:
+        """The replica has started."""
+        self._absent.discard(replica)
 
     def leave(self, replica: Replica) -> None:
         """The replica is no more; what it was not told of is anybody's."""
@@ -143,7 +152,7 @@ class Assignment:
     def _best_cut(self, rest: _Rest, victim_speed: float, thief_speed: float) -> int | None:
         """Where a theft begins: the cheapest place of those at which both end about as early as possible.
 
-        None if the victim is ready as early alone.
+        None if the victim is there and ready as early alone.
         """
         places = np.arange(rest.begin, rest.end)
         price = self._costs.shared[places]
@@ -151,9 +160,10 @@ class Assignment:
         right = (self._before[rest.end] - self._before[places] + price) / thief_speed
         ends: Floats = np.maximum(left, right)
         alone = self._work(rest) / victim_speed
-        good: Ints = np.flatnonzero(ends <= min(ends.min() + TOLERANCE * alone, alone))
-        if ends.min() >= alone or not len(good):
+        latest = np.inf if rest.owner in self._absent else alone
+        if ends.min() >= latest:
             return None
+        good: Ints = np.flatnonzero(ends <= min(ends.min() + TOLERANCE * alone, latest))
         cheapest = good[price[good] == price[good].min()]
         return int(places[cheapest[np.argmin(ends[cheapest])]])
 

@@ -35,6 +35,7 @@ _MOST_ITEMS = 256
 """Of one piece that is handed over."""
 _LEAST_MEASURED_S = 5.0
 _FIRST_LEARNT = 64
+_LOOK_EVERY_S = 0.5
 
 
 class Work(Protocol):
@@ -120,6 +121,8 @@ class Driver:
         self._learn_at = _FIRST_LEARNT
         self._last_reason = ""
         self._was_ever_up = False
+        for replica in replicas:
+            assignment.set_absent(replica.name)
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Until every item is answered (True), or ``stop`` is set and what ran had its grace (False).
@@ -130,7 +133,14 @@ class Driver:
         lives = [asyncio.create_task(self._life(slot)) for slot in self.slots]
         watching = asyncio.create_task(self._watch(stop))
         try:
-            await asyncio.gather(*lives)
+            while lives and not self._over():
+                ended, _ = await asyncio.wait(
+                    lives, timeout=_LOOK_EVERY_S, return_when=asyncio.FIRST_EXCEPTION
+                )
+                for life in ended:
+                    life.result()
+                if len(ended) == len(lives):
+                    break
         finally:
             watching.cancel()
             for life in lives:
@@ -160,6 +170,8 @@ class Driver:
         return not (self._assignment.num_left or self.num_in_flight or self._deaths.num_suspected)
 
     def _over(self) -> bool:
+        if self._deadline is not None and not self.num_in_flight:
+            return True
         return self._is_done or (self._deadline is not None and time.monotonic() > self._deadline)
 
     async def _watch(self, stop: asyncio.Event) -> None:
@@ -196,6 +208,7 @@ class Driver:
         slot.since, slot.done_work, slot.num_running = time.monotonic(), 0.0, 0
         slot.num_answered = 0
         slot.is_up = self._was_ever_up = True
+        self._assignment.set_present(slot.replica.name)
 
     async def _serve(self, slot: Slot) -> None:
         """Keep the slot supplied until there is nothing for it any more."""
@@ -304,6 +317,7 @@ class Driver:
         num_lost = len(slot.in_flight)
         guilty = self._lose(slot)
         self._assignment.leave(slot.replica.name)
+        self._assignment.set_absent(slot.replica.name)
         await slot.replica.end()
         if guilty is not None:
             logger.error("%s was killed by item %d, which is given up", slot.replica.name, guilty)
