@@ -63,6 +63,10 @@ class BatchLLMConfig:
     """Whether KV that several requests share is read once in each step. ``auto``: where a measurement of
     this device and model's shape says that it pays; one line of the log says which, or that there is none."""
 
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """``LLM`` only: engines, each with the whole model, that share every batch; Ray places them. The same as
+    ``data_parallel_size``, which vLLM's ``LLM`` refuses."""
+
     def __post_init__(self) -> None:
         for name, needed in NEEDS_ADMISSION.items():
             if getattr(self, name) is not None and self.admission_rule != needed:

@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
+from vllm.platforms import current_platform
+
+from vllm_batchllm.compat.version import check_vllm_version
+from vllm_batchllm.offline.arguments import check_model_folder
 from vllm_batchllm.offline.engine import OfflineEngine
 from vllm_batchllm.offline.likelihood import Likelihood, Pair, likelihood_of, scoring_requests
 from vllm_batchllm.offline.likelihood_input import PairMaker, TextOrTokens, prefix_token_of
 from vllm_batchllm.offline.outputs import FailedRequestOutput
+from vllm_batchllm.replicas.llm_methods import ReplicatedMethods
+from vllm_batchllm.replicas.llm_options import num_replicas_of
 
 
 class LLM(OfflineEngine):
@@ -28,7 +34,15 @@ class LLM(OfflineEngine):
         ValueError: a bad option, prefix caching switched off, a scheduler that is not ours, or a
             model folder that is missing or has no config.
         UnsupportedVLLMError: the installed vLLM is outside the supported range.
+
+    With ``data_parallel_size=N``, which ``vllm.LLM`` refuses, or ``batchllm={"replicas": N}``, N engines share every batch: a
+    :class:`ReplicatedLLM`.
     """
+
+    def __new__(cls, model: str, *, batchllm: Any = None, **kwargs: Any) -> Self:
+        number = num_replicas_of(batchllm, kwargs, is_tpu=current_platform.is_tpu())
+        made: Any = ReplicatedLLM if number > 1 and cls is LLM else cls
+        return object.__new__(made)  # type: ignore[no-any-return]
 
     def loglikelihood(
         self,
@@ -118,6 +132,23 @@ class LLM(OfflineEngine):
             for request, output in zip(requests, outputs, strict=True)
             for place in request.members
         }
+
+
+class ReplicatedLLM(ReplicatedMethods, LLM):
+    """``LLM`` over several engines, which Ray places; made by ``LLM(..., data_parallel_size=N)``.
+
+    Same types and order of outputs, one ``report()``. What belongs to one engine alone is refused by name.
+
+    Raises:
+        ValueError: a bad option; no Ray, or no room for so many engines (`UsageError`).
+        RuntimeError: no engine could load the model.
+    """
+
+    def __init__(self, model: str, *, batchllm: Any = None, **kwargs: Any) -> None:
+        check_vllm_version()
+        check_model_folder(model, kwargs.get("hf_config_path"))
+        number = num_replicas_of(batchllm, kwargs, is_tpu=False)
+        super().__init__(model, num_replicas=number, batchllm=batchllm, **kwargs)
 
 
 def _failure_of(output: Any) -> FailedRequestOutput | None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from job_files import chat_line, write_lines
 
 from vllm_batchllm.jobs.line import NO_DEFAULTS, parse_line
-from vllm_batchllm.jobs.prefix_order import HashTable, prefix_order, shared_depths
 from vllm_batchllm.jobs.prompt_text import END_OF_HASH, body_digest, chained_hashes, piece_ends
 from vllm_batchllm.jobs.scan import scan
 from vllm_batchllm.jobs.text_plan import Followers, make_plan, repeated_ids
 from vllm_batchllm.prefix.forest import PrefixForest
+from vllm_batchllm.prefix.prefix_order import HashTable, prefix_order, shared_depths
 
 CHOICES = st.lists(st.lists(st.integers(0, 1), max_size=7), max_size=14)
 

@@ -72,6 +72,9 @@ class FakeReplica:
         answers = [(item, f"answer {item}") for item in running]
         return Taken(answers, len(running), self.num_steps, {"steps": self.num_steps})
 
+    async def release(self) -> None:
+        await self.end()
+
     async def end(self) -> None:
         self.is_alive = False
 

@@ -23,8 +23,8 @@ from vllm_batchllm.jobs.line import (
     LineDefaults,
     parse_line,
 )
-from vllm_batchllm.jobs.prefix_order import HashTable
 from vllm_batchllm.jobs.prompt_text import body_digest, chained_hashes
+from vllm_batchllm.prefix.prefix_order import HashTable
 
 MAX_LINE_BYTES = 32 * 2**20
 _TELL_EVERY = 20_000

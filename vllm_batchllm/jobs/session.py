@@ -22,11 +22,11 @@ from vllm_batchllm.jobs.journal import Journal
 from vllm_batchllm.jobs.line import NO_DEFAULTS, Answer, LineDefaults
 from vllm_batchllm.jobs.line_server import Ending, LineServer
 from vllm_batchllm.jobs.manifest import check_manifest
-from vllm_batchllm.jobs.prefix_order import Ints
 from vllm_batchllm.jobs.records import Records
 from vllm_batchllm.jobs.scan import MAX_LINE_BYTES, Input, LineReader, scan
 from vllm_batchllm.jobs.text_plan import Followers, TextPlan, make_plan, repeated_ids
 from vllm_batchllm.jobs.writer import JournalWriter
+from vllm_batchllm.prefix.prefix_order import Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class BatchReport:
         given up although somebody did, which should not happen.
     hit_tokens_by_level: prompt tokens found in the cache by level of the prefix tree, the widest
         shared prefix first; the last entry holds all deeper levels.
+    num_replicas: engines that shared the batch. num_restarts: of engines that died meanwhile, whose work until then is in no
+        sum here.
     """
 
     num_requests: int
@@ -63,6 +65,8 @@ class BatchReport:
     num_garbage_blocks: int = 0
     num_needed_lost: int = 0
     hit_tokens_by_level: tuple[int, ...] = ()
+    num_replicas: int = 1
+    num_restarts: int = 0
 
     @property
     def reuse_efficiency(self) -> float:
@@ -105,7 +109,9 @@ class BatchReport:
             requests += f" ({self.num_duplicates:,} duplicates answered once)"
         if self.num_unshared:
             requests += f" ({self.num_unshared:,} read no cache)"
+        engines = f"{self.num_replicas} ({self.num_restarts} restarts)"
         return {
+            **({"engines": engines} if self.num_replicas > 1 else {}),
             "requests": requests,
             "failed": f"{self.num_failed:,}",
             "prompt tokens": f"{self.prompt_tokens:,}",

@@ -196,7 +196,7 @@ class Driver:
         finally:
             slot.is_up = False
             self._lose(slot)
-            await slot.replica.end()
+            await slot.replica.release()
             self._pulse()
 
     async def _start(self, slot: Slot) -> None:

@@ -9,7 +9,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from vllm_batchllm.replicas.host import Host, MakeWorker, installed_versions
+from vllm_batchllm.replicas.host import (
+    Host,
+    MakeWorker,
+    WorkerDiedError,
+    installed_versions,
+)
 from vllm_batchllm.replicas.ray_cluster import Cluster, ReplicaShape
 from vllm_batchllm.replicas.replica import (
     Capacity,
@@ -88,8 +93,21 @@ class RayReplica:
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of its worker. Raises what that raises."""
+        from ray.exceptions import RayTaskError
+
         async with self._told():
-            return await _wait(self._running.call.remote(method, *args, **kwargs))
+            try:
+                return await _wait(self._running.call.remote(method, *args, **kwargs))
+            except RayTaskError as error:
+                if isinstance(error.cause, Exception) and not isinstance(
+                    error.cause, WorkerDiedError
+                ):
+                    raise error.cause from None
+                raise
+
+    async def release(self) -> None:
+        """Nobody needs it any more."""
+        await self.end()
 
     async def end(self) -> None:
         """Kill the actor, and give its place back."""

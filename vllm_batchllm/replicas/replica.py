@@ -70,5 +70,8 @@ class Replica(Protocol):
     async def take(self) -> Taken:
         """What has happened; waits a moment if nothing has."""
 
+    async def release(self) -> None:
+        """The batch is over, and needs it no more."""
+
     async def end(self) -> None:
         """End it, in whatever state it is."""

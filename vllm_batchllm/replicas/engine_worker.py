@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine behind ``LLM`` where a replica is: fed while it runs, in a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.exceptions import VLLMServerError
+
+from vllm_batchllm.offline.engine import OfflineEngine
+from vllm_batchllm.offline.engine_core import call_core
+from vllm_batchllm.offline.outputs import FailedRequestOutput
+from vllm_batchllm.replicas.host import Outbox, WorkerDiedError, WorkerState
+from vllm_batchllm.replicas.replica import Capacity, Given
+from vllm_batchllm.stats.counters import ScheduleCounters
+
+_IDLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request. kind: "prompt" or "chat". options: of its own, by the names that ``enqueue`` gives them."""
+
+    kind: str
+    prompt: Any
+    params: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchBooks:
+    """What one engine has done of a batch. counters: of its scheduler, for this batch.
+
+    tokens, namespaces, limits: of what it computed, see `Batch`; left out unless they were asked for.
+    """
+
+    counters: Mapping[str, Any]
+    num_duplicates: int
+    num_unshared: int
+    output_tokens: int
+    tokens: Sequence[Any] = ()
+    namespaces: Sequence[Any] = ()
+    limits: Sequence[Any] = ()
+
+
+class FedEngine(OfflineEngine):
+    """Takes requests while it runs others; an answer that a duplicate may still ask for is kept."""
+
+    def begin(self) -> None:
+        """Begin a batch; what is left of another is given up."""
+        if self._batch is not None:
+            self.llm_engine.abort_request(sorted(self._batch.engine_ids), internal=True)
+        self._batch = None
+        self._open_batch().backlog = iter(())
+
+    def add(self, asked: Asked, common: Mapping[str, Any]) -> str:
+        """Queue one request; returns its number. Raises whatever vLLM refuses it with."""
+        add = self.enqueue_chat if asked.kind == "chat" else self.enqueue
+        options = {**common, **asked.options, "use_tqdm": False}
+        (engine_id,) = add([asked.prompt], asked.params, **options)
+        return str(engine_id).partition("-")[0]
+
+    def advance(self) -> list[Any]:
+        """One step; what has ended with it."""
+        batch = self._open_batch()
+        outputs: list[Any] = []
+        if self.llm_engine.has_unfinished_requests():
+            for output in self.llm_engine.step():
+                if output.finished:
+                    outputs += batch.finish(output)
+        outputs += batch.take_ready()
+        if not self.llm_engine.has_unfinished_requests():
+            self._stand_in(batch)
+        return outputs
+
+    def is_busy(self) -> bool:
+        """Whether a step would bring anything."""
+        batch = self._batch
+        waits = batch is not None and bool(batch.ready or batch.followers)
+        return waits or bool(self.llm_engine.has_unfinished_requests())
+
+    def books(self, *, whole: bool) -> BatchBooks:
+        """Of the batch so far.
+
+        whole: with the tokens of all its requests, from which follows what could have been saved.
+        """
+        batch = self._open_batch()
+        after = call_core(self.llm_engine, "batchllm_counters")
+        counters = ScheduleCounters.between(batch.before, after).to_dict()
+        books: tuple[Any, ...] = (batch.tokens, batch.namespaces, batch.limits) if whole else ()
+        return BatchBooks(
+            counters,
+            batch.num_duplicates,
+            batch.num_unshared,
+            batch.output_tokens,
+            *books,
+        )
+
+    @contextmanager
+    def _queueing(self) -> Iterator[None]:
+        """As the engine's own, but it is never held: it runs already."""
+        batch = self._open_batch()
+        batch.begin_call()
+        try:
+            with self._taking(self._intake_into(batch)):
+                yield
+        except BaseException:
+            self.llm_engine.abort_request(batch.undo_call(), internal=True)
+            raise
+
+
+class EngineWorker:
+    """A `Worker` whose items are `Asked`, and whose answers are vLLM's outputs.
+
+    Args:
+        model, kwargs: as ``LLM`` takes them.
+    """
+
+    def __init__(self, model: str, kwargs: Mapping[str, Any], outbox: Outbox) -> None:
+        self._model, self._kwargs, self._outbox = model, dict(kwargs), outbox
+        self._inbox: queue.Queue[Any] = queue.Queue()
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._engine: Any = None
+        self._common: Mapping[str, Any] = {}
+        self._items: dict[str, int] = {}
+        self._num_steps = self._num_running = 0
+        self._max_num_seqs = 1
+
+    def start(self) -> Capacity:
+        """Load the model. Raises whatever keeps it from that."""
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise RuntimeError(f"the engine could not be started: {self._failure}")
+        return Capacity(self._max_num_seqs)
+
+    def give(self, given: Sequence[Given]) -> None:
+        """Take requests."""
+        self._inbox.put(list(given))
+
+    def state(self) -> WorkerState:
+        """By its own count."""
+        return WorkerState(self._num_running, self._num_steps)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """``begin``, ``books``, ``attribute``, or a method of the engine; between two steps, in its thread. Raises what that raises."""
+        asked = _Call(method, args, kwargs)
+        self._inbox.put(asked)
+        while not asked.done.wait(_IDLE_S):
+            if self._failure is not None:
+                raise WorkerDiedError(f"the engine has died: {self._failure}")
+        if asked.error is not None:
+            raise asked.error
+        return asked.result
+
+    def _run(self) -> None:
+        try:
+            self._engine = FedEngine(self._model, **self._kwargs)
+            config = self._engine.llm_engine.vllm_config
+            self._max_num_seqs = int(config.scheduler_config.max_num_seqs)
+            self._ready.set()
+            while True:
+                self._turn()
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            self._failure = error
+            self._outbox.fail(f"{type(error).__name__}: {error}")
+        finally:
+            self._ready.set()
+
+    def _turn(self) -> None:
+        """Take what has come, and make a step."""
+        engine = self._engine
+        is_first = True
+        while True:
+            try:
+                came = self._inbox.get(block=is_first and not engine.is_busy())
+            except queue.Empty:
+                break
+            is_first = False
+            if isinstance(came, _Call):
+                came.run(self)
+            else:
+                for item, asked in came:
+                    self._add(item, asked)
+        if engine.is_busy():
+            for output in engine.advance():
+                item = self._items.pop(output.request_id, None)
+                if item is not None:
+                    self._outbox.put(item, output)
+            self._num_steps += 1
+        unfinished = engine.llm_engine.get_num_unfinished_requests()
+        self._num_running = min(unfinished, self._max_num_seqs)
+
+    def _add(self, item: int, asked: Asked) -> None:
+        try:
+            self._items[self._engine.add(asked, self._common)] = item
+        except VLLMServerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a refusal is this request's own answer
+            failed = FailedRequestOutput(str(item), asked.prompt, error)
+            self._outbox.put(item, failed)
+
+    def begin(self, common: Mapping[str, Any]) -> None:
+        """A batch begins. common: what all its requests have in common."""
+        self._engine.begin()
+        self._items.clear()
+        self._outbox.fetch(0.0)
+        self._common = common
+
+    def books(self, whole: bool) -> BatchBooks:
+        """See `FedEngine.books`."""
+        found: BatchBooks = self._engine.books(whole=whole)
+        return found
+
+    def attribute(self, name: str) -> Any:
+        """The value of an attribute of the engine."""
+        return getattr(self._engine, name)
+
+    def engine_method(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of a method of the engine."""
+        return getattr(self._engine, name)(*args, **kwargs)
+
+    def piece(self, piece: tuple[Sequence[Any], Mapping[str, Any]], name: str) -> Any:
+        """The same, with its arguments in one."""
+        return self.engine_method(name, *piece)
+
+
+class _Call:
+    """A call on its way to the engine's thread and back."""
+
+    def __init__(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._method, self._args, self._kwargs = method, args, kwargs
+        self.done = threading.Event()
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def run(self, worker: EngineWorker) -> None:
+        try:
+            self.result = getattr(worker, self._method)(*self._args, **self._kwargs)
+        except Exception as error:  # noqa: BLE001 - raised where it was called from
+            self.error = error
+        finally:
+            self.done.set()
