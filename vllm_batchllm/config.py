@@ -139,7 +139,10 @@ def _bad_value(error: Any) -> str:
 
 def allowed(key: str) -> str:
     """The values that option ``key`` takes, in words."""
-    annotation = BatchLLMConfig.__pydantic_fields__[key].annotation  # type: ignore[attr-defined]
+    field = BatchLLMConfig.__pydantic_fields__[key]  # type: ignore[attr-defined]
+    annotation: Any = field.annotation
+    for bound in field.metadata:
+        annotation = Annotated[annotation, bound]
     schema = TypeAdapter(annotation).json_schema()
     return " or ".join(_describe(part) for part in schema.get("anyOf", [schema]))
 

@@ -36,6 +36,7 @@ class ReplicatedMethods:
         self.model_config = first
         self.runner_type = first.runner_type
         self.supported_tasks = self._pool.ask_all("attribute", "supported_tasks")[0]
+        self.chat_template = self._pool.ask_all("attribute", "chat_template")[0]
         self.default_sampling_params: dict[str, Any] | None = None
         self._numbers = count()
         self._queued: list[Asked] = []
