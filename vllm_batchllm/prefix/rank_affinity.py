@@ -82,10 +82,22 @@ def path_of(tokens: Sequence[int], namespace: str = "") -> PromptPath:
     return PromptPath(hashes, len(tokens))
 
 
-def most_load(loads: Sequence[float]) -> float:
-    """The load, in requests, below which a rank may be preferred."""
+def most_load(loads: Sequence[float], num_pieces: int) -> float:
+    """The load, in requests, below which a rank may be preferred for ``num_pieces`` that it has.
+
+    A piece is worth one request ahead of the mean, and many pieces no more than the bounds above.
+    """
     mean = sum(loads) / len(loads)
-    return mean + max(NUM_AHEAD, SHARE_AHEAD * mean)
+    return mean + min(num_pieces, max(NUM_AHEAD, SHARE_AHEAD * mean))
+
+
+def most_load_for_new(loads: Sequence[float]) -> float:
+    """The load below which a rank may be preferred for what no rank has, so that front ends agree.
+
+    That saves nothing yet, so where load is low, it is kept more even.
+    """
+    mean = sum(loads) / len(loads)
+    return mean + max(1.0, min(mean / 2, max(NUM_AHEAD, SHARE_AHEAD * mean)))
 
 
 @dataclass(slots=True)
@@ -136,13 +148,13 @@ class RankAffinity:
             loads: unfinished requests of each rank.
 
         Returns:
-            A rank whose load is below :func:`most_load`.
+            A rank whose load is below :func:`most_load` for what it has of the prompt, or :func:`most_load_for_new`.
         """
         depth = self._known_depth(path)
         home = self._home(path, depth)
         if home is not None:
             self._num_strangers = 0
-            return self._within_bounds(home, loads)
+            return self._within_bounds(home, most_load(loads, depth), loads)
         self._num_strangers += 1
         if self._is_alone or self._num_strangers > MAX_STRANGERS or depth == len(path.hashes):
             return None
@@ -182,18 +194,18 @@ class RankAffinity:
         known = self._known[path.hashes[depth - 1]]
         return None if known.ranks == self._everywhere else known
 
-    def _within_bounds(self, home: _Known, loads: Sequence[float]) -> int | None:
+    def _within_bounds(self, home: _Known, bound: float, loads: Sequence[float]) -> int | None:
         """Of the ranks that have a prefix, the one with least to do, unless it has too much."""
         holders = [rank for rank in range(self.num_ranks) if home.ranks >> rank & 1]
         rank = min(holders, key=lambda each: loads[each])
-        if loads[rank] >= most_load(loads):
+        if loads[rank] >= bound:
             return None
         has_earned = home.num_uses >= USES_PER_RANK * len(holders)
         return None if has_earned and min(loads) < loads[rank] else rank
 
     def _agreed(self, prefix: int, loads: Sequence[float]) -> int:
         """The rank that everybody names who has not seen this prefix, if it is not too busy."""
-        bound = most_load(loads)
+        bound = most_load_for_new(loads)
         open_ranks = [rank for rank in range(self.num_ranks) if loads[rank] < bound]
         return max(open_ranks, key=lambda rank: _score(prefix, rank))
 
