@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +88,14 @@ def send(to: DPLBAsyncMPClient, name: str, tokens: list[int] | None, **fields: A
     assert asked == before
     assert to.reqs_in_flight[name] == engine
     return to.core_engines.index(engine)
+
+
+def test_the_client_of_these_tests_holds_what_vllms_constructors_set() -> None:
+    """Some attribute of it may be new in a later vLLM; none is of our invention."""
+    classes = [each for each in DPLBAsyncMPClient.__mro__[:-1] if "__init__" in vars(each)]
+    text = "".join(inspect.getsource(each.__init__) for each in classes)
+    invented = {name for name in vars(client()) if not re.search(rf"self\.{name}\b.* = ", text)}
+    assert invented <= {"streaming_reqs"}
 
 
 def test_requests_go_to_the_rank_that_has_their_prefix() -> None:

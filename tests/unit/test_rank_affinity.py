@@ -82,21 +82,22 @@ def test_choices_are_those_of_whoever_remembers_everything(num_ranks, sent, rand
 @settings(max_examples=100, deadline=None)
 @given(
     st.integers(1, 5),
-    st.booleans(),
+    st.integers(1, 3),
     st.integers(1, 12),
     st.lists(st.tuples(PROMPTS, st.integers(0, 3)), max_size=150),
 )
 def test_load_and_memory_stay_within_bounds_whatever_arrives(
-    num_ranks, is_alone, max_prefixes, sent
+    num_ranks, num_front_ends, max_prefixes, sent
 ) -> None:
-    table = RankAffinity(num_ranks, is_alone, max_prefixes)
+    table = RankAffinity(num_ranks, num_front_ends, max_prefixes)
     loads = [0.0] * num_ranks
     for tokens, ended in sent:
         path = path_of(tokens)
         rank = table.choose(path, loads)
         if rank is not None:
             bound = most_load(loads, len(path.hashes))
-            assert loads[rank] < (bound if is_alone else max(bound, most_load_for_new(loads)))
+            for_new = most_load_for_new(loads, num_front_ends) if num_front_ends > 1 else 0.0
+            assert loads[rank] < max(bound, for_new)
         rank = loads.index(min(loads)) if rank is None else rank
         loads[rank] += 1
         mean = sum(loads) / num_ranks
@@ -163,7 +164,7 @@ def test_a_system_prompt_comes_to_every_rank_though_load_is_low() -> None:
 
 
 def test_front_ends_that_do_not_talk_agree_on_what_is_new() -> None:
-    first, second = RankAffinity(4, is_alone=False), RankAffinity(4, is_alone=False)
+    first, second = RankAffinity(4, 2), RankAffinity(4, 2)
     system = [1] * 128
     for table in (first, second):
         for rank in range(4):
@@ -179,7 +180,7 @@ def test_front_ends_that_do_not_talk_agree_on_what_is_new() -> None:
 
 def test_front_ends_leave_strangers_to_the_balancer_after_a_while() -> None:
     """And go on to agree as soon as a prefix is seen again."""
-    table = RankAffinity(2, is_alone=False)
+    table = RankAffinity(2, 2)
     loads = [0.0, 0.0]
 
     def ask(number: int) -> int | None:

@@ -75,7 +75,7 @@ def _table_of(client: Any) -> RankAffinity | None:
         return table
     config = client.vllm_config
     is_wanted = is_ours(config.scheduler_config.scheduler_cls) and config_of(config).rank_affinity
-    table = RankAffinity(num_ranks, is_alone=client.client_count == 1) if is_wanted else None
+    table = RankAffinity(num_ranks, client.client_count) if is_wanted else None
     _tables[client] = table
     return table
 

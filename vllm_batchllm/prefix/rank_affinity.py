@@ -91,13 +91,14 @@ def most_load(loads: Sequence[float], num_pieces: int) -> float:
     return mean + min(num_pieces, max(NUM_AHEAD, SHARE_AHEAD * mean))
 
 
-def most_load_for_new(loads: Sequence[float]) -> float:
+def most_load_for_new(loads: Sequence[float], num_front_ends: int) -> float:
     """The load below which a rank may be preferred for what no rank has, so that front ends agree.
 
-    That saves nothing yet, so where load is low, it is kept more even.
+    That saves nothing yet, so where load is low, it is kept more even: as even as a front end can see that knows its own
+    requests and takes the others' to be as many.
     """
     mean = sum(loads) / len(loads)
-    return mean + max(1.0, min(mean / 2, max(NUM_AHEAD, SHARE_AHEAD * mean)))
+    return mean + max(num_front_ends, min(mean / 2, max(NUM_AHEAD, SHARE_AHEAD * mean)))
 
 
 @dataclass(slots=True)
@@ -115,22 +116,23 @@ class RankAffinity:
     """
 
     def __init__(
-        self, num_ranks: int, is_alone: bool = True, max_prefixes: int = MAX_PREFIXES
+        self, num_ranks: int, num_front_ends: int = 1, max_prefixes: int = MAX_PREFIXES
     ) -> None:
         """
         Args:
             num_ranks: ranks are 0 to ``num_ranks - 1``.
-            is_alone: whether no other front end sends requests to them.
+            num_front_ends: how many send requests to them, each with a table of its own.
 
         Raises:
-            ValueError: fewer than one rank or prefix.
+            ValueError: fewer than one rank, front end or prefix.
         """
-        if num_ranks < 1 or max_prefixes < 1:
+        if min(num_ranks, num_front_ends, max_prefixes) < 1:
             raise ValueError(
-                f"num_ranks = {num_ranks} and max_prefixes = {max_prefixes} must be at least 1"
+                f"num_ranks = {num_ranks}, num_front_ends = {num_front_ends} and max_prefixes = "
+                f"{max_prefixes} must be at least 1"
             )
         self.num_ranks = num_ranks
-        self._is_alone = is_alone
+        self._num_front_ends = num_front_ends
         self._max_prefixes = max_prefixes
         self._everywhere = (1 << num_ranks) - 1
         self._known: OrderedDict[int, _Known] = OrderedDict()  # longest unused first
@@ -156,7 +158,8 @@ class RankAffinity:
             self._num_strangers = 0
             return self._within_bounds(home, most_load(loads, depth), loads)
         self._num_strangers += 1
-        if self._is_alone or self._num_strangers > MAX_STRANGERS or depth == len(path.hashes):
+        is_alone = self._num_front_ends == 1
+        if is_alone or self._num_strangers > MAX_STRANGERS or depth == len(path.hashes):
             return None
         return self._agreed(path.hashes[depth], loads)
 
@@ -205,7 +208,7 @@ class RankAffinity:
 
     def _agreed(self, prefix: int, loads: Sequence[float]) -> int:
         """The rank that everybody names who has not seen this prefix, if it is not too busy."""
-        bound = most_load_for_new(loads)
+        bound = most_load_for_new(loads, self._num_front_ends)
         open_ranks = [rank for rank in range(self.num_ranks) if loads[rank] < bound]
         return max(open_ranks, key=lambda rank: _score(prefix, rank))
 
