@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ranks import route
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
@@ -19,7 +20,9 @@ from vllm.v1.engine.core_client import DPLBAsyncMPClient
 from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.plugin import rank_choice
 from vllm_batchllm.plugin.prompt_logprobs import mark_start
+from vllm_batchllm.prefix.best_saving import optimal_saving
 from vllm_batchllm.prefix.readable import START
+from vllm_batchllm.workloads.catalog import make_workload
 
 METHOD = "get_core_engine_for_request"
 DOCUMENTS = [[number] * 512 for number in range(1, 9)]
@@ -260,3 +263,23 @@ def test_a_finished_request_leaves_vllms_books() -> None:
     asyncio.run(_finish(ours, "b"))
     assert ours.engine_inflight[ours.core_engines[home]] == 1
     assert "b" not in ours.reqs_in_flight
+
+
+@pytest.mark.parametrize(("num_servers", "most_twice"), [(1, 0.1), (4, 0.4)])
+@pytest.mark.parametrize("in_flight", [0, 64], ids=["at once", "64 in flight"])
+def test_less_of_a_real_workload_is_computed_twice_and_load_stays_even(
+    num_servers: int, most_twice: float, in_flight: int
+) -> None:
+    """Shares of what vLLM's own balancer computes twice; figures in docs/data-parallel.md."""
+    batch = make_workload("micro-2000-200-d16", num_requests=512, scale=2)
+
+    def computed_twice(is_ours: bool) -> tuple[int, float]:
+        ranks = route(batch.prompts, 4, num_servers, in_flight, is_ours)
+        savings = [optimal_saving(prompts, 16) for prompts in ranks.prompts]
+        lost = optimal_saving(batch.prompts, 16).saved_tokens - sum(s.saved_tokens for s in savings)
+        return lost, max(ranks.ahead)
+
+    stock, _ = computed_twice(False)
+    ours, ahead = computed_twice(True)
+    assert ours < most_twice * stock
+    assert ahead <= max(8, 0.1 * batch.num_requests / 4) + 4 * num_servers
