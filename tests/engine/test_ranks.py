@@ -81,4 +81,4 @@ def test_what_two_ranks_compute(
         assert sum(asked.values()) == DOCUMENTS * MEMBERS * (SHARED + OWN)
         assert least <= sum(asked.values()) - sum(hits.values()) <= most
         shares = by_engine(server, "request_success")
-        assert min(shares.values()) >= MEMBERS, f"load is uneven: {shares}"
+        assert min(shares.values()) >= MEMBERS // 2, f"load is uneven: {shares}"

@@ -25,7 +25,7 @@ from vllm_batchllm.prefix.best_saving import TOKEN_BYTES, pack_tokens
 PIECE: Final = 64
 """Tokens of a prompt's first pieces; a shorter prefix is not worth a rank."""
 MAX_PREFIXES: Final = 1 << 17
-"""Prefixes that a table remembers: 8 million tokens of different prompts, and about 30 MB."""
+"""Prefixes that a table remembers: 8 million tokens of different prompts, and about 25 MB."""
 NUM_AHEAD: Final = 8
 """Requests that a rank may be ahead of the mean of all, for the sake of its cache."""
 SHARE_AHEAD: Final = 0.1
