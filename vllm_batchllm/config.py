@@ -59,6 +59,10 @@ class BatchLLMConfig:
     steps are larger than CUDA graphs are captured for, and what that costs no device has measured
     yet: so it is a choice."""
 
+    rank_affinity: bool = True
+    """Several data-parallel ranks behind one ``vllm serve`` only: a request goes to the rank that has its
+    prefix, unless that has much more to do than the others."""
+
     shared_attention: Literal["auto", "on", "off"] = "auto"
     """Whether KV that several requests share is read once in each step. ``auto``: where a measurement of
     this device and model's shape says that it pays; one line of the log says which, or that there is none."""

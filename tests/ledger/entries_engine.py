@@ -124,8 +124,12 @@ PROMPT_LOGPROBS: tuple[VLLMSymbol, ...] = (
     VLLMSymbol(
         "vllm.v1.engine:EngineCoreRequest",
         why="the request as the front end hands it on",
-        how="prompt_token_ids, sampling_params and resumable are read",
+        how="prompt_token_ids, sampling_params and resumable are read; to choose a rank, what else keeps prompts apart, too, "
+        "and data_parallel_rank is set while vLLM files the request",
         until=UNTIL_START,
-        parameters=("prompt_token_ids", "sampling_params", "resumable"),
+        parameters=(
+            *("prompt_token_ids", "sampling_params", "resumable", "mm_features", "prompt_embeds"),
+            *("lora_request", "cache_salt", "data_parallel_rank", "request_id"),
+        ),
     ),
 )

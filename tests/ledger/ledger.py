@@ -14,6 +14,7 @@ from entries_engine import ENGINE, PROMPT_LOGPROBS
 from entries_jobs import JOBS
 from entries_kv_cache import KV_CACHE
 from entries_llm import LLM
+from entries_ranks import RANKS
 from entries_scheduler import SCHEDULING
 from entries_stats import STATS
 from vllm_symbol import Entry, VLLMSymbol
@@ -28,6 +29,7 @@ SYMBOLS: tuple[VLLMSymbol, ...] = (
     *JOBS,
     *STATS,
     *BATCH_API,
+    *RANKS,
 )
 
 LEDGER: tuple[Entry, ...] = (*SYMBOLS, *ATTRIBUTES)

@@ -127,6 +127,8 @@ def _with_our_config(create_engine_config: Any) -> Any:
         sizes.settle(vllm_config)
         _install_metrics()
         _install_prompt_logprobs()
+        if vllm_config.parallel_config.data_parallel_size > 1:
+            _install_rank_choice()
         return vllm_config
 
     return wrapped
@@ -150,6 +152,16 @@ def _install_prompt_logprobs() -> None:
     from vllm_batchllm.plugin.prompt_logprobs import install
 
     install()
+
+
+def _install_rank_choice() -> None:
+    """Send requests to the rank that has their prefix, where vLLM balances several; else it does so alone."""
+    try:
+        from vllm_batchllm.plugin.rank_choice import install
+
+        install()
+    except Exception:
+        logger.warning("no rank affinity: vLLM's client is not as expected", exc_info=True)
 
 
 def _install_metrics() -> None:
