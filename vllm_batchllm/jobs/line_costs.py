@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vllm_batchllm.jobs.prefix_order import Ints
+from vllm_batchllm.prefix.prefix_order import Ints
 from vllm_batchllm.replicas.cut import Costs, Floats
 
 BYTES_PER_TOKEN = 4.0
