@@ -11,6 +11,7 @@ import typer
 from vllm_batchllm.bench.command import bench
 from vllm_batchllm.calibrate.command import calibrate
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.jobs.arrange_command import arrange
 from vllm_batchllm.jobs.command import run, status
 from vllm_batchllm.plan.command import plan
 from vllm_batchllm.plugin.job_process import belong_to_job
@@ -56,6 +57,7 @@ app.command(
     },
 )(with_vllm(run))
 app.command("status")(status)
+app.command("arrange")(arrange)
 
 
 @app.callback(invoke_without_command=True)

@@ -81,7 +81,7 @@ def write_final(
         if output.suffix.lower() == ".parquet":
             write_parquet(file, answers, output, parquet_input)
             return
-        with _packed(output, file) as target:
+        with packed(output, file) as target:
             target.writelines(line + b"\n" for line in answers.read() if line is not None)
 
 
@@ -123,8 +123,8 @@ def _opened(journal: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _packed(output: Path, file: BinaryIO) -> Iterator[BinaryIO | io.BufferedWriter]:
-    """What lines are written to, so that the file holds them as its name says."""
+def packed(output: Path, file: BinaryIO) -> Iterator[BinaryIO | io.BufferedWriter]:
+    """What lines are written to, so that ``file`` holds them as the name of ``output`` says: as they are, or packed by gzip or zstd."""
     suffix = output.suffix.lower()
     if suffix == ".gz":  # neither a name nor a time in it: equal answers are equal files
         packer: Any = gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)

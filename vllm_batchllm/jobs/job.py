@@ -22,7 +22,7 @@ from vllm_batchllm.jobs.journal import Journal
 from vllm_batchllm.jobs.line_server import Ending
 from vllm_batchllm.jobs.line_worker import InputFile, LineWorker
 from vllm_batchllm.jobs.options import JobOptions
-from vllm_batchllm.jobs.progress import Figures, JobState, Progress
+from vllm_batchllm.jobs.progress import Figures, JobState, Progress, tell_reading
 from vllm_batchllm.jobs.replicated import ReplicatedRunner
 from vllm_batchllm.jobs.runner import Engine, JobRunner
 from vllm_batchllm.jobs.session import JobSession
@@ -67,7 +67,7 @@ class Job:
         if options.dry_run and (options.restart or not journal.exists()):
             self._scratch = Path(tempfile.mkdtemp(prefix="vllm-batchllm-"))
             journal = self._scratch / "journal.jsonl"
-        session = JobSession.open(source, journal, options.settings, self._tell_reading)
+        session = JobSession.open(source, journal, options.settings, tell_reading)
         is_table = paths.output is not None and paths.output.suffix.lower() == ".parquet"
         if is_table and len(session.source) and not session.source.is_plain:
             session.close()
@@ -168,10 +168,6 @@ class Job:
         self.progress.state.message = f"{name}: letting what runs end (again: leave at once)"
         print(f"\n{self.progress.state.message}", file=sys.stderr)
         loop.call_soon_threadsafe(stop.set)
-
-    def _tell_reading(self, lines: int, num_bytes: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\rreading: {lines:,} lines", end="", file=sys.stderr)
 
     def _parquet_input(self) -> Path | None:
         path = Path(self._options.input_name)

@@ -170,3 +170,9 @@ class Progress:
         mean_output = counts.output_tokens / answered
         left = counts.new_bytes_left / bytes_per_token + (counts.total - counts.done) * mean_output
         return left / tokens_per_s
+
+
+def tell_reading(lines: int, num_bytes: int) -> None:
+    """Show somebody at a terminal how far the input is read."""
+    if sys.stderr.isatty():
+        print(f"\rreading: {lines:,} lines", end="", file=sys.stderr)

@@ -7,10 +7,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vllm_batchllm.input.request import BadLineError
 from vllm_batchllm.jobs.line import Answer
+from vllm_batchllm.jobs.line_costs import costs_of, work_of
 from vllm_batchllm.jobs.line_server import Ending
 from vllm_batchllm.jobs.line_worker import LineAt, LineItself
 from vllm_batchllm.jobs.runner import KILLED, EngineKeepsDyingError, RunLimits
@@ -23,9 +22,6 @@ from vllm_batchllm.replicas.errors import NoReplicaLeftError
 from vllm_batchllm.replicas.replica import Capacity, Given, Replica
 
 logger = get_logger(__name__)
-
-_BYTES_PER_TOKEN = 4.0
-_FIRST_OUTPUT_TOKENS = 256.0
 
 
 class ReplicatedRunner:
@@ -88,20 +84,13 @@ class _Lines:
 
     def costs(self) -> Costs:
         """In tokens, as far as they can be told from text."""
-        source = self._session.source
-        shared = (source.text_bytes[self._lines] - self._new_bytes) / _BYTES_PER_TOKEN
-        shared[:1] = 0
-        return Costs(self._work(_FIRST_OUTPUT_TOKENS), np.maximum(shared, 0.0))
+        return costs_of(self._session.source.text_bytes[self._lines], self._new_bytes)
 
     def work_now(self) -> Floats | None:
         """By the mean length of outputs so far."""
         counts = self._session.counts
         answered = counts.done - counts.resumed
-        return self._work(counts.output_tokens / answered) if answered else None
-
-    def _work(self, output_tokens: float) -> Floats:
-        work: Floats = self._new_bytes / _BYTES_PER_TOKEN + output_tokens
-        return work
+        return work_of(self._new_bytes, counts.output_tokens / answered) if answered else None
 
     async def load(self, items: Sequence[int], capacity: Capacity) -> list[Given]:
         """Places of lines for whoever sees the file, their bytes for others; those that are no requests are answered."""

@@ -63,10 +63,16 @@ def make_plan(
     alike = lines[~is_refused[lines]] if dedupe else lines[:0]
     leader = _first_equal(source.bodies, alike, len(source))
     order = prefix_order(source.table, lines[leader[lines] == lines])
+    return TextPlan(order, new_bytes_of(source, order), leader, is_refused)
+
+
+def new_bytes_of(source: Input, order: Ints) -> Ints:
+    """(len(order),): prompt text that each line does not share with the one before it in ``order``."""
     shared = shared_depths(source.table, order)
     ends = np.frombuffer(END_OF_HASH, np.int64)
     shared_bytes = np.where(shared > 0, ends[np.maximum(shared - 1, 0)], 0)
-    return TextPlan(order, source.text_bytes[order] - shared_bytes, leader, is_refused)
+    new_bytes: Ints = source.text_bytes[order] - shared_bytes
+    return new_bytes
 
 
 def repeated_ids(source: Input) -> npt.NDArray[np.bool_]:
