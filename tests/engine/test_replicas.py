@@ -33,7 +33,7 @@ def replica_pids() -> list[int]:
             name = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if name.startswith(b"ray::batchllm-replica"):
+        if name.startswith(b"ray::ReplicaHost"):
             found.append(int(folder.name))
     return sorted(found)
 

@@ -11,8 +11,11 @@ import time
 
 import pytest
 
+from vllm_batchllm.jobs.line_worker import LineItself
+from vllm_batchllm.replicas import ray_replica
+from vllm_batchllm.replicas.engine_worker import Asked
 from vllm_batchllm.replicas.environment import replica_environment
-from vllm_batchllm.replicas.host import Host, Outbox, WorkerDiedError, WorkerState
+from vllm_batchllm.replicas.host import Outbox, ReplicaHost, WorkerDiedError, WorkerState
 from vllm_batchllm.replicas.replica import Capacity
 
 
@@ -61,7 +64,7 @@ def own_environment(monkeypatch):
 
 
 def test_a_host_passes_everything_on(own_environment):
-    host = Host("batchllm-replica-0", Echo, {"A_VARIABLE": "1"})
+    host = ReplicaHost("batchllm-replica-0", Echo, {"A_VARIABLE": "1"})
     assert repr(host) == "batchllm-replica-0"
     assert host.start() == Capacity(3)
     host.give([(4, "x")])
@@ -86,6 +89,17 @@ def test_a_replica_gets_the_drivers_variables_but_not_those_of_its_place(monkeyp
     assert found["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
     assert not {"VLLM_HOST_IP", "VLLM_DP_RANK", "SECRET"} & set(found)
     assert "OMP_NUM_THREADS" not in replica_environment(None)
+
+
+def test_what_is_handed_over_goes_in_bounded_pieces(monkeypatch):
+    monkeypatch.setattr(ray_replica, "PIECE_BYTES", 10)
+    lines = [LineItself(number, b"x" * size) for number, size in enumerate([4, 4, 4, 30, 1])]
+    pieces = ray_replica.pieces_of(list(enumerate(lines)))
+    assert [[number for number, _ in piece] for piece in pieces] == [[0, 1], [2], [3], [4]]
+    asked = Asked("prompt", {"prompt_token_ids": [1, 2]}, None)
+    assert asked.num_bytes == 8
+    assert Asked("prompt", "four", None).num_bytes == 4
+    assert Asked("chat", [{"role": "user", "content": "x"}], None).num_bytes > 20
 
 
 WITHOUT_RAY = """

@@ -55,6 +55,11 @@ class LineItself:
     number: int
     raw: bytes
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the line."""
+        return len(self.raw)
+
 
 def digest_of(path: Path) -> str:
     """See `InputFile`. Raises OSError."""

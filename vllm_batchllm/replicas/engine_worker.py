@@ -31,6 +31,16 @@ class Asked:
     params: Any
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def num_bytes(self) -> int:
+        """About, of the prompt's text or token ids; images are not counted."""
+        prompt = self.prompt
+        if isinstance(prompt, Mapping):
+            prompt = prompt.get("prompt_token_ids") or prompt.get("prompt") or ""
+        if isinstance(prompt, str):
+            return len(prompt)
+        return sum(4 if isinstance(one, int) else len(repr(one)) for one in prompt)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchBooks:

@@ -92,7 +92,7 @@ class Outbox:
 MakeWorker = Callable[[Outbox], Worker]
 
 
-class Host:
+class ReplicaHost:
     """Methods that the driver calls, several at a time, each in a thread of its own.
 
     Args:

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from vllm_batchllm.replicas.host import (
-    Host,
     MakeWorker,
+    ReplicaHost,
     WorkerDiedError,
     installed_versions,
 )
@@ -29,7 +28,8 @@ _PLACE_S = 60.0
 _ANSWER_S = 120.0
 """An actor that does not answer for so long is given up, whatever its engine does."""
 _TAKE_S = 0.5
-_PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 8 * 2**20
+_UNSAID_BYTES = 1024
 _THREADS = 8
 
 
@@ -83,7 +83,7 @@ class RayReplica:
 
     async def give(self, given: Sequence[Given]) -> None:
         """Hand items over, in pieces of at most 8 MiB."""
-        for piece in _pieces(given):
+        for piece in pieces_of(given):
             await self._ask(self._running.give.remote(piece))
 
     async def take(self) -> Taken:
@@ -165,7 +165,7 @@ class RayReplica:
                 self._group, 0, placement_group_capture_child_tasks=spread
             ),
         }
-        made = self._ray.remote(Host).options(**options)
+        made = self._ray.remote(ReplicaHost).options(**options)
         return made.remote(self._name, self._make_worker, {})
 
     async def _ask(self, reference: Any, timeout_s: float | None = _ANSWER_S) -> Any:
@@ -195,12 +195,18 @@ async def _wait(reference: Any) -> Any:
     return await asyncio.wrap_future(reference.future())
 
 
-def _pieces(given: Sequence[Given]) -> list[Sequence[Given]]:
-    """Halves of halves, until each is small enough, or one item."""
-    if len(given) <= 1 or len(pickle.dumps(given)) <= _PIECE_BYTES:
-        return [given]
-    middle = len(given) // 2
-    return [*_pieces(given[:middle]), *_pieces(given[middle:])]
+def pieces_of(given: Sequence[Given]) -> list[list[Given]]:
+    """In order, each of at most `PIECE_BYTES`, or of one item, by what items say of their size (``num_bytes``)."""
+    pieces: list[list[Given]] = [[]]
+    size = 0
+    for one in given:
+        num_bytes = int(getattr(one[1], "num_bytes", _UNSAID_BYTES))
+        if pieces[-1] and size + num_bytes > PIECE_BYTES:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(one)
+        size += num_bytes
+    return pieces
 
 
 def _first_line(error: BaseException) -> str:
