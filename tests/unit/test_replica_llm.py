@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import vllm
+from vllm.v1.metrics.reader import Counter
 
 from vllm_batchllm import LLM
 from vllm_batchllm.llm import ReplicatedLLM
@@ -102,6 +103,84 @@ def test_each_engine_gets_what_is_for_one():
     assert own["additional_config"] == {"x": 1}
     assert "data_parallel_size" not in own
     assert (options.num_replicas, options.world_size) == (2, 4)
+
+
+class FakePool:
+    """Two engines that say what they were asked."""
+
+    def ask_each(self, method, pieces, *args):
+        return [[(method, *args, *piece[0], piece[1])] for piece in pieces]
+
+    def ask_all(self, method, *args):
+        return [(number, method, *args) for number in range(2)]
+
+
+def two_engines(runner_type: str = "pooling"):
+    llm = object.__new__(ReplicatedLLM)
+    llm._num_replicas, llm._pool, llm.runner_type = 2, FakePool(), runner_type
+    return llm
+
+
+@pytest.mark.parametrize("name", ["encode", "embed", "classify"])
+def test_pooling_is_split_in_order(name):
+    asked = getattr(two_engines(), name)(["a", "b", "c"], pooling_params=[1, 2, 3], lora_request=7)
+    given = {"use_tqdm": False, "lora_request": 7}
+    assert asked == [
+        ("piece", name, ["a", "b"], {**given, "pooling_params": [1, 2]}),
+        ("piece", name, ["c"], {**given, "pooling_params": [3]}),
+    ]
+
+
+def test_beams_are_split_in_order():
+    asked = two_engines().beam_search(["a", "b"], "params")
+    assert [one[2] for one in asked] == [["a"], ["b"]]
+    assert {one[3]["params"] for one in asked} == {"params"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pieces"),
+    [
+        ("q", ["a", "b", "c"], [("q", ["a", "b"]), ("q", ["c"])]),
+        (["q", "r"], ["a", "b"], [(["q"], ["a"]), (["r"], ["b"])]),
+        ("q", "a", [("q", ["a"])]),
+    ],
+)
+def test_scores_are_split_in_order(first, second, pieces):
+    asked = two_engines().score(first, second)
+    assert [one[2:4] for one in asked] == pieces
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["start_profile", "stop_profile", "reset_mm_cache", "sleep", "release_kv_cache_memory"],
+)
+def test_what_is_broadcast_reaches_all(name, monkeypatch):
+    llm, asked = two_engines(), []
+    monkeypatch.setattr(llm._pool, "ask_all", lambda *args: asked.append(args) or [None, None])
+    getattr(llm, name)()
+    assert asked[0][:2] == ("engine_method", name)
+
+
+def test_answers_of_all_are_joined(monkeypatch):
+    llm = two_engines()
+    monkeypatch.setattr(llm._pool, "ask_all", lambda *args: [[1, 2], [3]])
+    assert llm.collective_rpc("anything") == [1, 2, 3]
+    assert llm.apply_model(len) == [1, 2, 3]
+    monkeypatch.setattr(llm._pool, "ask_all", lambda *args: [True, False])
+    assert not llm.reset_prefix_cache()
+    assert not llm.wake_up()
+
+
+def test_metrics_say_whose_they_are(monkeypatch):
+    llm = two_engines()
+    found = [[Counter("vllm:x", {}, 1)], [Counter("vllm:x", {}, 2)]]
+    monkeypatch.setattr(llm._pool, "ask_all", lambda *args: found)
+    assert [metric.labels for metric in llm.get_metrics()] == [{"replica": "0"}, {"replica": "1"}]
+
+
+def test_a_pooling_model_does_not_generate():
+    with pytest.raises(ValueError, match="only supported for generative models"):
+        two_engines().generate(["a"])
 
 
 def books(prompt_tokens: int, computed: int, tokens: list[list[int]]) -> BatchBooks:
