@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime, StepWork
-from vllm_batchllm.simulate.run import EngineSizes
+from vllm_batchllm.simulate.sizes import EngineSizes
 from vllm_batchllm.workloads.batch import Batch, common_prefix_len
 
 

@@ -189,8 +189,8 @@ def _plans(
     sources: Sequence[str], inputs: InputOptions, engine: SetupOptions
 ) -> list[tuple[Batch, Setup]]:
     """All batches with their engines, read and checked."""
-    from vllm_batchllm.simulate.run import check_fits
     from vllm_batchllm.simulate.setup import make_setup
+    from vllm_batchllm.simulate.sizes import check_fits
 
     batches = [load_batch(source, inputs) for source in dict.fromkeys(sources)]
     plans = [(batch, make_setup(batch, engine)) for batch in batches]
