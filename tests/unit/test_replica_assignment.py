@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vllm_batchllm.replicas.assignment import TOLERANCE, Assignment, waiting_limit
+from vllm_batchllm.replicas.assignment import TOLERANCE, WORTHWHILE, Assignment, waiting_limit
 from vllm_batchllm.replicas.cut import Costs
 
 
@@ -101,30 +101,61 @@ def test_without_stealing_who_is_dry_stays_dry():
     assert assignment.num_stolen == 0
 
 
-@given(st.integers(0, 10**6), st.integers(2, 40), st.floats(0.2, 5), st.floats(0.2, 5))
-def test_a_theft_is_as_good_as_any_and_cheap(seed, num_items, victim_speed, thief_speed):
+speeds = st.floats(0.2, 5)
+backlogs = st.floats(0, 300)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 40), speeds, speeds, backlogs, backlogs)
+def test_a_theft_is_as_good_as_any_and_cheap(
+    seed, num_items, victim_speed, thief_speed, victim_backlog, thief_backlog
+):
     costs = costs_of(seed, num_items)
     assignment = Assignment(costs, ["victim"])
     assignment.set_speed("victim", victim_speed)
     assignment.set_speed("thief", thief_speed)
+    assignment.set_backlog("victim", victim_backlog)
+    assignment.set_backlog("thief", thief_backlog)
     taken = assignment.take("thief", 1)
-    alone = costs.work.sum() / victim_speed
+    work = costs.work.sum()
+    alone = (victim_backlog + work) / victim_speed
+    worthwhile = WORTHWHILE * work / (victim_speed + thief_speed)
     ends = {
         place: max(
-            costs.work[:place].sum() / victim_speed,
-            (costs.work[place:].sum() + costs.shared[place]) / thief_speed,
+            (victim_backlog + costs.work[:place].sum()) / victim_speed,
+            (thief_backlog + costs.work[place:].sum() + costs.shared[place]) / thief_speed,
         )
         for place in range(num_items)
     }
     best = min(ends.values())
-    if best >= alone:
+    if best > alone - worthwhile:
         assert taken == []
         return
+    all_end = (victim_backlog + thief_backlog + work) / (victim_speed + thief_speed)
+    if thief_backlog / thief_speed > all_end + worthwhile:
+        assert taken == [], "it has enough"
+        return
     (place,) = taken
-    good = [p for p, end in ends.items() if end <= min(best + TOLERANCE * alone, alone) + 1e-9]
-    assert ends[place] <= min(best + TOLERANCE * alone, alone) + 1e-9
+    latest = min(best + TOLERANCE * work / victim_speed, alone - worthwhile) + 1e-9
+    good = [p for p, end in ends.items() if end <= latest]
+    assert ends[place] <= latest
     assert costs.shared[place] == min(costs.shared[p] for p in good)
     assert assignment.cut_work == costs.shared[place]
+
+
+def test_who_has_enough_is_told_of_no_more_until_others_have_as_much():
+    assignment = Assignment(Costs(np.ones(100), np.zeros(100)), ["slow", "fast"])
+    assignment.set_speed("slow", 0.25)
+    assignment.set_speed("fast", 1.0)
+    assignment.set_backlog("slow", 10.0)
+    assignment.set_backlog("fast", 0.0)
+    told = 0
+    while taken := assignment.take("slow", 1):
+        told += len(taken)
+    assert told == 13, "a fifth of all 110, and what a theft is not worth"
+    assert len(run_alone(assignment, "fast")) == 87, (
+        "the rest of its own, and all of the slow one's"
+    )
+    assert assignment.num_left == 0
 
 
 def test_a_faster_thief_takes_more():

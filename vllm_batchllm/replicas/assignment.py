@@ -3,6 +3,8 @@
 
 Every replica begins with an interval of its own (`cut`), and takes it from front to back, so neighbours meet in one KV cache. Who
 has nothing left takes a part of what another has not been told of, such that both end at the same time, cut where it is cheap.
+What a replica has been told of cannot be taken from it. So whoever says how much that is (`set_backlog`) is told of no more than
+it does until all others end, or a slow one that runs many requests at once would hold them to the end.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from vllm_batchllm.replicas.cut import Costs, Floats, Ints, cheapest_cuts
 
 Replica = Hashable
 TOLERANCE = 0.05
-"""A theft may end so much later than the best one (share of the victim's time left) if its cut is cheaper."""
+"""A theft may end so much later than the best one (share of what the victim's rest takes) if its cut is cheaper."""
+WORTHWHILE = 0.01
+"""Share of the time of the whole batch that a theft must bring: for less, no prefix is computed twice."""
 
 
 @dataclass(slots=True)
@@ -37,6 +41,8 @@ class Assignment:
         replicas: that begin with an interval; others may join later.
 
     Attributes:
+        certainty: how far costs can be trusted: where they are guesses, a replica with a backlog is told of no more than this share
+            of what it will have done when all others end, because what was too much cannot be taken back. 1 where they are known.
         num_stolen: thefts so far. cut_work: prefix work that cuts have made, those of thefts included; what came
             back from replicas that died is not in it.
     """
@@ -44,10 +50,14 @@ class Assignment:
     def __init__(self, costs: Costs, replicas: Sequence[Replica], *, steals: bool = True) -> None:
         self._costs, self._steals = costs, steals
         self._before = np.concatenate(([0.0], np.cumsum(costs.work)))
+        self._crew: dict[Replica, None] = dict.fromkeys(replicas)
         self._speeds: dict[Replica, float] = {}
+        self._backlogs: dict[Replica, float] = {}
+        self._left_work = float(self._before[-1])
         self._returned: list[int] = []
         self._rests: list[_Rest] = []
         self.num_left = len(costs)
+        self.certainty = 1.0
         self.num_stolen, self.cut_work = 0, 0.0
         if replicas:
             starts = cheapest_cuts(costs, len(replicas)).tolist()
@@ -63,20 +73,21 @@ class Assignment:
     def take(self, replica: Replica, num_items: int) -> list[int]:
         """At most ``num_items`` items that ``replica`` computes next; empty if nothing is left that it had better do.
 
-        What came back from others goes first. O(num_items), and for a theft O(replicas + items of the victim).
+        What came back from others goes first. O(num_items + replicas), and for a theft O(items of the victim) more.
         """
-        if num_items < 1:
+        self._crew[replica] = None
+        if num_items < 1 or not self.num_left:
             return []
         if self._returned:
             taken, self._returned = self._returned[:num_items], self._returned[num_items:]
         else:
-            rest = self._own(replica) or self._found(replica)
+            rest = self._next(replica)
             if rest is None:
                 return []
             end = min(rest.end, rest.begin + num_items)
             taken = list(range(rest.begin, end))
             self._shrink(rest, end)
-        self.num_left -= len(taken)
+        self._told(replica, taken)
         return taken
 
     def put_back(self, items: Iterable[int]) -> None:
@@ -84,23 +95,30 @@ class Assignment:
         came = sorted(items)
         self._returned = sorted([*self._returned, *came])
         self.num_left += len(came)
+        self._left_work += self._work_of(came)
 
     def leave(self, replica: Replica) -> None:
         """The replica is no more; what it was not told of is anybody's."""
         for rest in self._rests:
             if rest.owner == replica:
                 rest.owner = None
-        self._speeds.pop(replica, None)
+        for known in (self._crew, self._speeds, self._backlogs):
+            known.pop(replica, None)
 
     def set_speed(self, replica: Replica, speed: float) -> None:
         """So much work a second does the replica; those of whom nobody has said so count as the mean of the others."""
         if speed > 0:
             self._speeds[replica] = speed
 
+    def set_backlog(self, replica: Replica, work: float) -> None:
+        """So much of what the replica was told of is not done; from here on it counts what `take` adds."""
+        self._backlogs[replica] = max(work, 0.0)
+
     def reweigh(self, work: Floats) -> None:
         """Better estimates of all items' work, from here on. Raises ValueError if they are not as many."""
         self._costs = Costs(work, self._costs.shared)
         self._before = np.concatenate(([0.0], np.cumsum(work)))
+        self._left_work = sum(map(self._work, self._rests)) + self._work_of(self._returned)
 
     def rest_of(self, replica: Replica) -> tuple[int, int]:
         """The items [begin, end) that are next for a replica; (0, 0) for one that has none."""
@@ -121,6 +139,21 @@ class Assignment:
     def _own(self, replica: Replica) -> _Rest | None:
         return next((rest for rest in self._rests if rest.owner == replica), None)
 
+    def _next(self, replica: Replica) -> _Rest | None:
+        """Where the replica goes on; None if it has enough, or nothing is left for it."""
+        rest = self._own(replica)
+        if rest is not None and self._work(rest) <= self._worthwhile_s() * self._speed(replica):
+            return rest  # nobody will come for so little
+        return None if self._has_enough(replica) else rest or self._found(replica)
+
+    def _has_enough(self, replica: Replica) -> bool:
+        """Whether it is busy until all others end, if they do all that is left."""
+        if not self._steals or replica not in self._backlogs:
+            return False
+        all_s = (sum(self._backlogs.values()) + self._left_work) / self._all_speeds()
+        own_s = self._backlogs[replica] / self._speed(replica)
+        return own_s > self.certainty * all_s + self._worthwhile_s()
+
     def _found(self, replica: Replica) -> _Rest | None:
         """For one without an interval: one that nobody has, or a part of another's."""
         orphan = next((rest for rest in self._rests if rest.owner is None), None)
@@ -129,8 +162,8 @@ class Assignment:
             return orphan
         if not self._steals or not self._rests:
             return None
-        victim = max(self._rests, key=lambda rest: self._work(rest) / self._speed(rest.owner))
-        place = self._best_cut(victim, self._speed(victim.owner), self._speed(replica))
+        victim = max(self._rests, key=self._ends_alone_s)
+        place = self._best_cut(victim, replica)
         if place is None:
             return None
         stolen = _Rest(place, victim.end, replica)
@@ -140,25 +173,54 @@ class Assignment:
         self._shrink_to(victim, place)
         return stolen
 
-    def _best_cut(self, rest: _Rest, victim_speed: float, thief_speed: float) -> int | None:
+    def _best_cut(self, rest: _Rest, thief: Replica) -> int | None:
         """Where a theft begins: the cheapest place of those at which both end about as early as possible.
 
-        None if the victim is ready as early alone.
+        None if the victim is ready about as early alone.
         """
+        victim_speed, thief_speed = self._speed(rest.owner), self._speed(thief)
         places = np.arange(rest.begin, rest.end)
         price = self._costs.shared[places]
-        left = (self._before[places] - self._before[rest.begin]) / victim_speed
-        right = (self._before[rest.end] - self._before[places] + price) / thief_speed
-        ends: Floats = np.maximum(left, right)
-        alone = self._work(rest) / victim_speed
-        good: Ints = np.flatnonzero(ends <= min(ends.min() + TOLERANCE * alone, alone))
-        if ends.min() >= alone or not len(good):
+        stays = self._before[places] - self._before[rest.begin] + self._backlog(rest.owner)
+        goes = self._before[rest.end] - self._before[places] + price + self._backlog(thief)
+        ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
+        latest = self._ends_alone_s(rest) - self._worthwhile_s()
+        near = ends.min() + TOLERANCE * self._work(rest) / victim_speed
+        good: Ints = np.flatnonzero(ends <= min(near, latest))
+        if not len(good):
             return None
         cheapest = good[price[good] == price[good].min()]
         return int(places[cheapest[np.argmin(ends[cheapest])]])
 
+    def _ends_alone_s(self, rest: _Rest) -> float:
+        """When its owner is ready if nobody helps, from now."""
+        return (self._work(rest) + self._backlog(rest.owner)) / self._speed(rest.owner)
+
+    def _worthwhile_s(self) -> float:
+        return WORTHWHILE * float(self._before[-1]) / self._all_speeds()
+
+    def _told(self, replica: Replica, items: list[int]) -> None:
+        work = self._work_of(items)
+        self.num_left -= len(items)
+        self._left_work -= work
+        if replica in self._backlogs:
+            self._backlogs[replica] += work
+
+    def _work_of(self, items: list[int]) -> float:
+        return float(self._costs.work[items].sum()) if items else 0.0
+
     def _work(self, rest: _Rest) -> float:
         return float(self._before[rest.end] - self._before[rest.begin])
+
+    def _backlog(self, replica: Replica | None) -> float:
+        return self._backlogs.get(replica, 0.0)
+
+    def _all_speeds(self) -> float:
+        """Of all that take part; 1 where nobody does."""
+        known = self._speeds
+        if not known:
+            return float(max(len(self._crew), 1))
+        return sum(known.values()) * max(len(self._crew), 1) / len(known)
 
     def _speed(self, replica: Replica | None) -> float:
         known = self._speeds

@@ -14,6 +14,7 @@ from vllm_batchllm.measure.recorder import record
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime
 from vllm_batchllm.simulate.engine import MeterMaker, SimulatedEngine
+from vllm_batchllm.simulate.pool import PoolFigures
 from vllm_batchllm.simulate.ring import make_requests
 from vllm_batchllm.simulate.sizes import EngineSizes, check_fits
 from vllm_batchllm.workloads.batch import Batch
@@ -29,6 +30,7 @@ class SimulatedRun:
     metrics: as `vllm-batchllm bench` reports them; `makespan_s` is simulated, `plan_s` measured
     here. parts: seconds by part of a step; they sum up to the makespan. wall_s: of the simulation.
     graph_modes: steps by the graphs that they can replay; empty where graphs are not looked at.
+    pool: what several replicas did (`replicas.py`); None for one engine.
     """
 
     metrics: RunMetrics
@@ -36,6 +38,7 @@ class SimulatedRun:
     wall_s: float
     counters: dict[str, Any] = field(default_factory=dict)
     graph_modes: dict[str, int] = field(default_factory=dict)
+    pool: PoolFigures | None = None
 
     def mean_kv_share(self, num_blocks: int) -> float | None:
         """Mean share of the KV blocks held by requests over the steps; None if not recorded."""
