@@ -84,7 +84,7 @@ class Assignment:
             rest = self._next(replica)
             if rest is None:
                 return []
-            end = min(rest.end, rest.begin + num_items)
+            end = min(rest.end, rest.begin + num_items, self._enough(replica, rest))
             taken = list(range(rest.begin, end))
             self._shrink(rest, end)
         self._told(replica, taken)
@@ -142,17 +142,28 @@ class Assignment:
     def _next(self, replica: Replica) -> _Rest | None:
         """Where the replica goes on; None if it has enough, or nothing is left for it."""
         rest = self._own(replica)
-        if rest is not None and self._work(rest) <= self._worthwhile_s() * self._speed(replica):
-            return rest  # nobody will come for so little
-        return None if self._has_enough(replica) else rest or self._found(replica)
+        if rest is not None and self._is_small(rest):
+            return rest
+        return None if self._room(replica) < 0 else rest or self._found(replica)
 
-    def _has_enough(self, replica: Replica) -> bool:
-        """Whether it is busy until all others end, if they do all that is left."""
+    def _enough(self, replica: Replica, rest: _Rest) -> int:
+        """Behind which item of a rest the replica is busy until all others end; at least the first is let in."""
+        if self._is_small(rest):
+            return rest.end
+        most = self._before[rest.begin] + self._room(replica)
+        return max(int(np.searchsorted(self._before, most)), rest.begin + 1)
+
+    def _is_small(self, rest: _Rest) -> bool:
+        """Whether nobody else would come for it."""
+        return self._work(rest) <= self._worthwhile_s() * self._speed(rest.owner)
+
+    def _room(self, replica: Replica) -> float:
+        """Work of which the replica may be told until it is busy as long as all others, if they do all that is left."""
         if not self._steals or replica not in self._backlogs:
-            return False
+            return float("inf")
         all_s = (sum(self._backlogs.values()) + self._left_work) / self._all_speeds()
-        own_s = self._backlogs[replica] / self._speed(replica)
-        return own_s > self.certainty * all_s + self._worthwhile_s()
+        most_s = self.certainty * all_s + self._worthwhile_s()
+        return most_s * self._speed(replica) - self._backlogs[replica]
 
     def _found(self, replica: Replica) -> _Rest | None:
         """For one without an interval: one that nobody has, or a part of another's."""

@@ -145,10 +145,19 @@ class PlannedFeed:
         """Prompt tokens that a request computes in the mean."""
         return float((self._lengths - self._hits).mean())
 
+    @property
+    def prefix_tokens(self) -> Ints:
+        """Tokens that each request shares with the one before it, in depth-first order."""
+        return self._hits
+
+    @property
+    def costs(self) -> Costs:
+        """Of the requests in depth-first order, by their real lengths, seconds."""
+        return Costs(self._real, self._shared)
+
     def cheapest_tokens(self) -> int:
         """Prefix tokens that the cheapest cut computes twice, by the real lengths."""
-        starts = cheapest_cuts(Costs(self._real, self._shared), self._num_replicas)
-        return int(self._hits[starts].sum())
+        return int(self._hits[cheapest_cuts(self.costs, self._num_replicas)].sum())
 
     def take(self, replica: int, num_requests: int) -> list[int]:
         """The next of the replica's interval, or of one that it takes from another."""

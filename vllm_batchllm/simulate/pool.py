@@ -78,14 +78,14 @@ class Window:
         """
         own = sizes.of(arm)
         if sizes.max_waiting is not None:
-            return cls(sizes.max_waiting, sizes.max_waiting + own.max_num_seqs, 0)
+            return cls(sizes.max_waiting, sizes.max_waiting, num_sharing)
         started = math.ceil(_LEAST_STEPS * own.max_num_batched_tokens / max(new_tokens, 1.0))
         least = min(max(started, _FEWEST), own.max_num_seqs)
         return cls(least, 4 * own.max_num_seqs, num_sharing)
 
     def limit(self, num_left: int, num_running: int) -> int:
         """Requests that may wait at a replica that runs ``num_running``, where nobody was told of ``num_left``."""
-        most = max(self.most - num_running, self.least)
+        most = self.least if self.most == self.least else max(self.most - num_running, self.least)
         if not self.num_sharing:
             return most
         return waiting_limit(num_left, self.num_sharing, self.least, most)

@@ -28,8 +28,8 @@ from vllm_batchllm.simulate.run import OnProgress, SimulatedRun
 from vllm_batchllm.simulate.sizes import EngineSizes, check_fits
 from vllm_batchllm.workloads.batch import Batch
 
-LOOK_STEPS = 8
-"""Steps of a replica after which its speed and what it has to do are looked at again."""
+WAKE_STEPS = 8
+"""Steps of a replica after which those that have nothing to do look again."""
 
 
 class _Replica:
@@ -154,8 +154,8 @@ class _Serving:
             self._feed.ended(replica.number, int(name))
         if self._on_progress and ended:
             self._on_progress(len(ended))
-        if replica.num_steps % LOOK_STEPS == 0:
-            self._feed.look(replica.number, replica.busy_s)
+        self._feed.look(replica.number, replica.busy_s)
+        if replica.num_steps % WAKE_STEPS == 0:
             self._wake(replica.now_s)
 
     def _fill(self, replica: _Replica) -> None:
