@@ -10,6 +10,7 @@ are larger; 256 replicas are 205,000 requests in one process, about 10 GB.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,21 +47,17 @@ def _rows() -> Iterable[Row]:
     for shape in SHAPES:
         yield _row(shape, 1)
         yield _row(shape, 1, lengths_known=False)
-    for shape in SHAPES:
-        for num in FEW:
-            yield _row(shape, num)
-            yield from _slow(shape, num)
+    for shape, num in product(SHAPES, FEW):
+        yield _row(shape, num)
+        yield from _slow(shape, num)
     yield _row(INDUSTRY, 64)
-    for placement in OTHERS:
-        for shape in SHAPES:
-            for num in FEW:
-                yield _row(shape, num, placement=placement)
-    yield _row(MICRO, 64)
-    yield from _slow(INDUSTRY, 64)
     yield _row(INDUSTRY, 256)
-    for shape in SHAPES:
-        for num in FEW:
-            yield _row(shape, num, placement="round-robin", arm="tuned")
+    for shape, num, placement in product(SHAPES, FEW, OTHERS):
+        yield _row(shape, num, placement=placement)
+    yield _row(MICRO, 64)
+    for shape, num in product(SHAPES, FEW):
+        yield _row(shape, num, placement="round-robin", arm="tuned")
+    yield from _slow(INDUSTRY, 64)
     for placement in OTHERS:
         yield _row(INDUSTRY, 64, placement=placement)
 

@@ -67,20 +67,20 @@ def test_every_request_is_handed_over_once(batch, placement, num_replicas, arm, 
             break
         number = random.randrange(num_replicas)
         room = random.randint(0, 3)
-        taken = feed.take(number, room)
+        taken = feed.take(number, room, 0.0)
         assert len(taken) <= room
         handed[number] += taken
         feed.worked(number, StepWork(random.randint(1, 50), 1, 1))
         for place in taken[: random.randint(0, 3)]:
             feed.ended(number, place)
-        feed.look(number, random.random())
+        feed.look(number, random.random(), 0.0)
     places = [place for part in handed for place in part]
     if placement == "ours" and feed.num_left:  # those that have enough wait for others to ask
         places += [
             place
             for _ in range(50)
             for number in range(num_replicas)
-            for place in feed.take(number, 3)
+            for place in feed.take(number, 3, 0.0)
         ]
     assert sorted(places) == list(range(batch.num_requests))
     assert feed.num_left == 0
@@ -146,7 +146,7 @@ def test_a_mean_output_is_learnt_from_those_that_have_ended():
     told, guessed = feed_of(batch, Pool(2)), feed_of(unknown, Pool(2))
     assert isinstance(told, PlannedFeed) and isinstance(guessed, PlannedFeed)
     assert guessed.assignment.certainty < 1
-    for place in guessed.take(0, 50)[:32]:
+    for place in guessed.take(0, 50, 0.0)[:32]:
         guessed.ended(0, place)
     assert guessed.assignment.certainty == 1
     rest = guessed.assignment._costs.work
@@ -157,15 +157,15 @@ def test_what_is_still_to_do_is_what_was_told_less_what_was_done():
     batch = make_workload("micro-2000-200-d16", scale=8, num_requests=64)
     feed = feed_of(batch, Pool(2))
     assert isinstance(feed, PlannedFeed)
-    places = feed.take(0, 16)
-    feed.look(0, 0.0)
+    places = feed.take(0, 16, 0.0)
+    feed.look(0, 0.0, 0.0)
     before = feed.assignment._backlog(0)
     feed.worked(0, StepWork(100, 1, 0))
-    feed.look(0, 1.0)
+    feed.look(0, 1.0, 0.0)
     assert feed.assignment._backlog(0) == pytest.approx(before - feed._books[0].done)
     for place in places:
         feed.ended(0, place)
-    feed.look(0, 1.0)
+    feed.look(0, 1.0, 0.0)
     assert feed.assignment._backlog(0) == pytest.approx(0)
 
 

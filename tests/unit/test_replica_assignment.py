@@ -158,6 +158,17 @@ def test_who_has_enough_is_told_of_no_more_until_others_have_as_much():
     assert assignment.num_left == 0
 
 
+def test_a_backlog_becomes_less_while_nobody_tells():
+    assignment = Assignment(Costs(np.ones(100), np.zeros(100)), ["slow", "fast"])
+    for name, speed in (("slow", 1.0), ("fast", 4.0)):
+        assignment.set_speed(name, speed)
+        assignment.set_backlog(name, 20.0, at_s=10.0)
+    assert len(assignment.take("slow", 100, now_s=10.0)) == 9, "a fifth of all 140, and a little"
+    assert assignment.take("slow", 100, now_s=10.0) == []
+    assert assignment.take("slow", 100, now_s=14.0) == [], "both have done as much as they can"
+    assert len(assignment.take("slow", 100, now_s=30.0)) == 12, "the fast one has been idle"
+
+
 def test_a_faster_thief_takes_more():
     def stolen(speed: float) -> int:
         assignment = Assignment(Costs(np.ones(100), np.zeros(100)), ["victim"])

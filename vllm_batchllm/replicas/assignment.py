@@ -52,7 +52,8 @@ class Assignment:
         self._before = np.concatenate(([0.0], np.cumsum(costs.work)))
         self._crew: dict[Replica, None] = dict.fromkeys(replicas)
         self._speeds: dict[Replica, float] = {}
-        self._backlogs: dict[Replica, float] = {}
+        self._backlogs: dict[Replica, tuple[float, float]] = {}
+        self._now_s = 0.0
         self._left_work = float(self._before[-1])
         self._returned: list[int] = []
         self._rests: list[_Rest] = []
@@ -70,11 +71,14 @@ class Assignment:
         elif len(costs):
             self._rests = [_Rest(0, len(costs), None)]
 
-    def take(self, replica: Replica, num_items: int) -> list[int]:
+    def take(self, replica: Replica, num_items: int, now_s: float = 0.0) -> list[int]:
         """At most ``num_items`` items that ``replica`` computes next; empty if nothing is left that it had better do.
 
         What came back from others goes first. O(num_items + replicas), and for a theft O(items of the victim) more.
+
+        now_s: on the clock of `set_backlog`.
         """
+        self._now_s = now_s
         self._crew[replica] = None
         if num_items < 1 or not self.num_left:
             return []
@@ -110,9 +114,10 @@ class Assignment:
         if speed > 0:
             self._speeds[replica] = speed
 
-    def set_backlog(self, replica: Replica, work: float) -> None:
-        """So much of what the replica was told of is not done; from here on it counts what `take` adds."""
-        self._backlogs[replica] = max(work, 0.0)
+    def set_backlog(self, replica: Replica, work: float, at_s: float = 0.0) -> None:
+        """So much of what the replica was told of was not done at that time; what `take` adds is counted, and what the replica does
+        at its speed until somebody asks."""
+        self._backlogs[replica] = (max(work, 0.0), at_s)
 
     def reweigh(self, work: Floats) -> None:
         """Better estimates of all items' work, from here on. Raises ValueError if they are not as many."""
@@ -161,9 +166,10 @@ class Assignment:
         """Work of which the replica may be told until it is busy as long as all others, if they do all that is left."""
         if not self._steals or replica not in self._backlogs:
             return float("inf")
-        all_s = (sum(self._backlogs.values()) + self._left_work) / self._all_speeds()
+        backlogs = sum(map(self._backlog, self._backlogs))
+        all_s = (backlogs + self._left_work) / self._all_speeds()
         most_s = self.certainty * all_s + self._worthwhile_s()
-        return most_s * self._speed(replica) - self._backlogs[replica]
+        return most_s * self._speed(replica) - self._backlog(replica)
 
     def _found(self, replica: Replica) -> _Rest | None:
         """For one without an interval: one that nobody has, or a part of another's."""
@@ -215,7 +221,8 @@ class Assignment:
         self.num_left -= len(items)
         self._left_work -= work
         if replica in self._backlogs:
-            self._backlogs[replica] += work
+            before, at_s = self._backlogs[replica]
+            self._backlogs[replica] = (before + work, at_s)
 
     def _work_of(self, items: list[int]) -> float:
         return float(self._costs.work[items].sum()) if items else 0.0
@@ -224,7 +231,11 @@ class Assignment:
         return float(self._before[rest.end] - self._before[rest.begin])
 
     def _backlog(self, replica: Replica | None) -> float:
-        return self._backlogs.get(replica, 0.0)
+        """What is not done now."""
+        if replica not in self._backlogs:
+            return 0.0
+        work, at_s = self._backlogs[replica]
+        return max(work - self._speed(replica) * (self._now_s - at_s), 0.0)
 
     def _all_speeds(self) -> float:
         """Of all that take part; 1 where nobody does."""

@@ -26,11 +26,13 @@ from vllm_batchllm.measure.environment import describe_environment
 from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
 from vllm_batchllm.simulate.devices import CPU, DEVICES
 from vllm_batchllm.simulate.models import MODELS
+from vllm_batchllm.simulate.placement import OURS_PLACED, PLACEMENTS
 from vllm_batchllm.workloads.catalog import workload_names
 from vllm_batchllm.workloads.sources import InputOptions, load_batch
 
 if TYPE_CHECKING:  # these import vLLM, which `plan` does without
     from vllm_batchllm.simulate.arms import Arm
+    from vllm_batchllm.simulate.pool import Pool
     from vllm_batchllm.simulate.setup import Setup, SetupOptions
     from vllm_batchllm.simulate.suite import Simulation, SimulationReport
     from vllm_batchllm.workloads.batch import Batch
@@ -67,6 +69,17 @@ Lookahead = Annotated[
 SharedAttention = Annotated[
     bool, typer.Option(help="Also ours with shared attention, between two bounds.")
 ]
+Replicas = Annotated[int, typer.Option(help="Engines that share the batch.")]
+Placement = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Who of several replicas gets which requests, several times: {', '.join(PLACEMENTS)} "
+        f"(default: {OURS_PLACED})."
+    ),
+]
+SlowestSpeed = Annotated[
+    float | None, typer.Option(help="Of the first of several replicas; the others run at 1.")
+]
 Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
 Price = Annotated[
     float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
@@ -99,6 +112,9 @@ def simulate(
     memory_utilization: Annotated[float, typer.Option(help="As in vLLM.")] = 0.9,
     prefix_caching: Annotated[bool, typer.Option(help="With prefix caching.")] = True,
     shared_attention: SharedAttention = False,
+    replicas: Replicas = 1,
+    placement: Placement = None,
+    slowest_speed: SlowestSpeed = None,
     option: Options = None,
     price: Price = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the record, simulate.json.")] = None,
@@ -114,6 +130,7 @@ def simulate(
 
         options = dict(parse_options(None, option or []))
         arms = [find_arm(name, options) for name in dict.fromkeys(policy or DEFAULT_ARMS)]
+        pools = _pools(replicas, placement, slowest_speed)
         inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens, trace_block_size)
         engine = SetupOptions(
             device=device,
@@ -130,7 +147,7 @@ def simulate(
         )
         plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
         book = _Book(out, price, _page_writer(report, plans))
-        _run(plans, arms, shared_attention, book)
+        _run(plans, arms, pools, shared_attention, book)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
@@ -185,6 +202,23 @@ class _Book:
             ) from None
 
 
+def _pools(
+    num_replicas: int, placements: Sequence[str] | None, slowest_speed: float | None
+) -> list[Pool]:
+    """One for each placement. Raises UsageError."""
+    from vllm_batchllm.simulate.pool import Pool
+
+    if num_replicas == 1:
+        for name, value in (("--placement", placements), ("--slowest-speed", slowest_speed)):
+            if value is not None:
+                shown = ", ".join(value) if isinstance(value, list) else value
+                raise UsageError(f"{name} {shown} is for several replicas; give --replicas, too")
+        return [Pool()]
+    speed = 1.0 if slowest_speed is None else slowest_speed
+    names = dict.fromkeys(placements or [OURS_PLACED])
+    return [Pool(num_replicas, name, speed) for name in names]
+
+
 def _plans(
     sources: Sequence[str], inputs: InputOptions, engine: SetupOptions
 ) -> list[tuple[Batch, Setup]]:
@@ -212,6 +246,7 @@ def _page_writer(
 def _run(
     plans: Sequence[tuple[Batch, Setup]],
     arms: Sequence[Arm],
+    pools: Sequence[Pool],
     compare_attention: bool,
     book: _Book,
 ) -> None:
@@ -219,7 +254,7 @@ def _run(
     from vllm_batchllm.simulate.suite import simulate as run_simulation
 
     num_arms = len(arms) + (len(ATTENTION_BOUNDS) if compare_attention else 0)
-    total = num_arms * sum(batch.num_requests for batch, _ in plans)
+    total = num_arms * len(pools) * sum(batch.num_requests for batch, _ in plans)
     with tqdm(total=total, unit=" requests", file=sys.stderr, dynamic_ncols=True) as bar:
         for batch, setup in plans:
 
@@ -230,6 +265,7 @@ def _run(
                 batch,
                 arms,
                 setup,
+                pools,
                 compare_attention=compare_attention,
                 on_arm=on_arm,
                 on_progress=bar.update,

@@ -15,7 +15,13 @@ from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime, StepWork
-from vllm_batchllm.simulate.ring import RingSpec, build_scheduler, sample
+from vllm_batchllm.simulate.ring import (
+    RingSpec,
+    build_on,
+    build_scheduler,
+    make_ring_config,
+    sample,
+)
 from vllm_batchllm.simulate.sglang import (
     AsyncDfsWeightScheduler,
     AsyncLongestPrefixScheduler,
@@ -54,6 +60,7 @@ class SimulatedEngine:
 
     Args:
         sharing: makes what counts shared KV; None for that of the costs.
+        config: of `shared_config`; None makes one.
         speed: 1 as the costs say; at 0.5 every step takes twice as long.
         on_work: told the work of each step.
 
@@ -70,11 +77,12 @@ class SimulatedEngine:
         costs: CostModel,
         *,
         sharing: MeterMaker | None = None,
+        config: Any = None,
         speed: float = 1.0,
         on_work: Callable[[StepWork], None] = lambda work: None,
     ) -> None:
         self.clock = Clock()
-        self.scheduler = _make_scheduler(batch, arm, sizes, self.clock)
+        self.scheduler = _make_scheduler(batch, arm, sizes, self.clock, config)
         self.ends: dict[str, int] = {}
         self.parts = StepTime()
         self.modes: Counter[str] = Counter()
@@ -125,9 +133,10 @@ class SimulatedEngine:
         self._on_work(work)
 
 
-def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: Clock) -> Any:
+def engine_spec(batch: Batch, arm: Arm, sizes: EngineSizes) -> RingSpec:
+    """What the scheduler of `arm` is built for."""
     own = sizes.of(arm)
-    spec = RingSpec(
+    return RingSpec(
         num_blocks=own.num_blocks,
         block_size=sizes.block_size,
         max_num_seqs=own.max_num_seqs,
@@ -136,10 +145,24 @@ def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: Clock) ->
         prefix_caching=sizes.prefix_caching,
         options=dict(arm.options) if arm.is_ours else None,
     )
-    elsewhere = Environment(sizes.platform, clock)
-    return build_scheduler(
-        SCHEDULERS[arm.scheduler][sizes.is_async],
-        spec,
-        environment=elsewhere if arm.is_ours else None,
-        watermark=arm.watermark,
+
+
+def shared_config(batch: Batch, arm: Arm, sizes: EngineSizes) -> Any:
+    """A configuration that several engines can have in common: schedulers only read it."""
+    return make_ring_config(
+        scheduler_class(arm, sizes), engine_spec(batch, arm, sizes), arm.watermark
     )
+
+
+def scheduler_class(arm: Arm, sizes: EngineSizes) -> Any:
+    """Of `arm`, as vLLM would choose it."""
+    return SCHEDULERS[arm.scheduler][sizes.is_async]
+
+
+def _make_scheduler(batch: Batch, arm: Arm, sizes: EngineSizes, clock: Clock, config: Any) -> Any:
+    chosen = scheduler_class(arm, sizes)
+    environment = Environment(sizes.platform, clock) if arm.is_ours else None
+    if config is not None:
+        return build_on(chosen, config, environment=environment)
+    spec = engine_spec(batch, arm, sizes)
+    return build_scheduler(chosen, spec, environment=environment, watermark=arm.watermark)

@@ -31,13 +31,13 @@ _GUESSED = 0.5
 
 
 class Feed(Protocol):
-    """Who gets which requests, named by their places in the batch. Replicas are numbers from 0."""
+    """Who gets which requests, named by their places in the batch. Replicas are numbers from 0, times are of the replica's clock."""
 
     @property
     def num_left(self) -> int:
         """Requests that no replica was told of."""
 
-    def take(self, replica: int, num_requests: int) -> list[int]:
+    def take(self, replica: int, num_requests: int, now_s: float) -> list[int]:
         """At most so many requests that the replica computes next."""
 
     def worked(self, replica: int, work: StepWork) -> None:
@@ -46,8 +46,8 @@ class Feed(Protocol):
     def ended(self, replica: int, place: int) -> None:
         """A request has ended there."""
 
-    def look(self, replica: int, busy_s: float) -> None:
-        """The replica has been busy for so long; what is known of it now counts from here on."""
+    def look(self, replica: int, busy_s: float, now_s: float) -> None:
+        """The replica has been busy for so long until now; what is known of it counts from here on."""
 
 
 class FixedFeed:
@@ -68,7 +68,7 @@ class FixedFeed:
         """Requests that no replica was told of."""
         return self._num_left
 
-    def take(self, replica: int, num_requests: int) -> list[int]:
+    def take(self, replica: int, num_requests: int, now_s: float) -> list[int]:
         """The next of the replica's own part."""
         begin = self._next[replica]
         taken = self._parts[replica][begin : begin + num_requests]
@@ -82,7 +82,7 @@ class FixedFeed:
     def ended(self, replica: int, place: int) -> None:
         """Nobody asks."""
 
-    def look(self, replica: int, busy_s: float) -> None:
+    def look(self, replica: int, busy_s: float, now_s: float) -> None:
         """Nobody asks."""
 
 
@@ -159,9 +159,9 @@ class PlannedFeed:
         """Prefix tokens that the cheapest cut computes twice, by the real lengths."""
         return int(self._hits[cheapest_cuts(self.costs, self._num_replicas)].sum())
 
-    def take(self, replica: int, num_requests: int) -> list[int]:
+    def take(self, replica: int, num_requests: int, now_s: float) -> list[int]:
         """The next of the replica's interval, or of one that it takes from another."""
-        items = self.assignment.take(replica, num_requests)
+        items = self.assignment.take(replica, num_requests, now_s)
         book = self._books[replica]
         work = float(self._expected[items].sum())
         book.told += work
@@ -186,12 +186,12 @@ class PlannedFeed:
             self._learn_at = 2 * self._num_ended
             self._reweigh(self._ended_tokens / self._num_ended)
 
-    def look(self, replica: int, busy_s: float) -> None:
+    def look(self, replica: int, busy_s: float, now_s: float) -> None:
         """Tell the assignment how fast the replica is, and how much it has to do."""
         book = self._books[replica]
         if busy_s > 0:
             self.assignment.set_speed(replica, book.done / busy_s)
-        self.assignment.set_backlog(replica, book.backlog)
+        self.assignment.set_backlog(replica, book.backlog, now_s)
 
     def _reweigh(self, output_tokens: float) -> None:
         before = self._expected

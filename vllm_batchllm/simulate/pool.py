@@ -45,6 +45,10 @@ class Pool:
                 f"others, not {self.slowest_speed:g}"
             )
 
+    def row_of(self, arm: Arm) -> str:
+        """What a run of `arm` is called."""
+        return f"{arm.name}, {self.placement}"
+
     @property
     def speeds(self) -> list[float]:
         """Of each replica, 1 as the costs say."""

@@ -19,7 +19,7 @@ from vllm_batchllm.measure.recorder import StepRecord, record
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime
-from vllm_batchllm.simulate.engine import SimulatedEngine
+from vllm_batchllm.simulate.engine import SimulatedEngine, shared_config
 from vllm_batchllm.simulate.feeds import Feed, FixedFeed, PlannedFeed
 from vllm_batchllm.simulate.placement import FIXED, OURS_PLACED, prefix_order, shared_before
 from vllm_batchllm.simulate.pool import Pool, PoolFigures, Window
@@ -74,15 +74,7 @@ def run_replicas(
     planned = None if pool.placement in FIXED else PlannedFeed(batch, costs, pool, sizes.block_size)
     feed: Feed = FixedFeed(batch, arm, pool) if planned is None else planned
     window = Window.of(sizes, arm, _num_sharing(pool), _new_tokens(batch, planned, sizes))
-    replicas = [
-        _Replica(
-            number,
-            SimulatedEngine(
-                batch, arm, sizes, costs, speed=speed, on_work=partial(feed.worked, number)
-            ),
-        )
-        for number, speed in enumerate(pool.speeds)
-    ]
+    replicas = _make_replicas(batch, arm, sizes, costs, pool, feed)
     steps = StepRecord()
     with ExitStack() as stack:
         for replica in replicas:
@@ -94,13 +86,34 @@ def run_replicas(
     makespan_s = max(replica.now_s for replica in replicas)
     modes = sum((replica.engine.modes for replica in replicas), Counter[str]())
     return SimulatedRun(
-        metrics=run_metrics(f"{arm.name}, {pool.placement}", 0, inputs, steps, makespan_s),
+        metrics=run_metrics(pool.row_of(arm), 0, inputs, steps, makespan_s),
         parts=_mean_parts(replicas),
         wall_s=time.perf_counter() - began_s,
         counters={"watermark": arm.watermark},
         graph_modes=dict(modes),
         pool=_figures(batch, sizes, pool, planned, replicas, optimal_saved),
     )
+
+
+def _make_replicas(
+    batch: Batch, arm: Arm, sizes: EngineSizes, costs: CostModel, pool: Pool, feed: Feed
+) -> list[_Replica]:
+    config = shared_config(batch, arm, sizes)
+    return [
+        _Replica(
+            number,
+            SimulatedEngine(
+                batch,
+                arm,
+                sizes,
+                costs,
+                config=config,
+                speed=speed,
+                on_work=partial(feed.worked, number),
+            ),
+        )
+        for number, speed in enumerate(pool.speeds)
+    ]
 
 
 def _num_sharing(pool: Pool) -> int:
@@ -135,11 +148,11 @@ class _Serving:
     def run(self) -> None:
         """Until all have ended."""
         for replica in self._replicas:
-            self._feed.look(replica.number, 0.0)
+            self._feed.look(replica.number, 0.0, 0.0)
         while self._turns:
             _, number = heapq.heappop(self._turns)
             replica = self._replicas[number]
-            self._fill(replica)
+            self._fill(replica, replica.now_s)
             if not replica.engine.has_work():
                 self._asleep[number] = None
                 continue
@@ -154,16 +167,16 @@ class _Serving:
             self._feed.ended(replica.number, int(name))
         if self._on_progress and ended:
             self._on_progress(len(ended))
-        self._feed.look(replica.number, replica.busy_s)
+        self._feed.look(replica.number, replica.busy_s, replica.now_s)
         if replica.num_steps % WAKE_STEPS == 0:
             self._wake(replica.now_s)
 
-    def _fill(self, replica: _Replica) -> None:
+    def _fill(self, replica: _Replica, now_s: float) -> None:
         """Hand over what the window lets in."""
         engine, feed = replica.engine, self._feed
         limit = self._window.limit(feed.num_left, len(engine.scheduler.running))
         while (room := limit - engine.num_waiting) > 0:
-            places = feed.take(replica.number, room)
+            places = feed.take(replica.number, room, now_s)
             if not places:
                 break
             for place in places:
@@ -175,8 +188,7 @@ class _Serving:
         """Those who had nothing to do look whether there is something to take, now that more is known."""
         for number in [*self._asleep] if self._feed.num_left else ():
             replica = self._replicas[number]
-            self._feed.look(number, replica.busy_s)
-            self._fill(replica)
+            self._fill(replica, now_s)
             if replica.engine.has_work():
                 del self._asleep[number]
                 replica.engine.clock.now_s = max(replica.now_s, now_s)

@@ -57,9 +57,15 @@ def build_scheduler(
 
     watermark: vLLM's option, share of the KV blocks that stay free as a request starts.
     """
+    config = make_ring_config(scheduler_cls, spec, watermark)
+    return build_on(scheduler_cls, config, environment=environment)
+
+
+def make_ring_config(scheduler_cls: Any, spec: RingSpec, watermark: float = 0.0) -> VllmConfig:
+    """The configuration of `build_scheduler`."""
     config = make_config(spec, async_scheduling=issubclass(scheduler_cls, AsyncScheduler))
     config.scheduler_config.watermark = watermark
-    return build_on(scheduler_cls, config, environment=environment)
+    return config
 
 
 def build_on(
