@@ -85,19 +85,25 @@ def run_row(row: Row, path: Path | None = None) -> dict[str, Any]:
 
 
 def run_rows(
-    rows: Sequence[Row], path: Path, source: Path | None = None, *, keep: bool = False
+    rows: Sequence[Row],
+    path: Path,
+    source: Path | None = None,
+    *,
+    keep: bool = False,
+    finished: bool = False,
 ) -> dict[Row, dict[str, Any]]:
     """Results by row; the file at `path` holds what is finished at any time. Each row has a process of its own.
 
-    source: the file that rows may name. keep: rows that the file has already are not run again.
+    source: the file that rows may name. keep: rows that the file has already are not run again. finished: no row is run.
     """
-    done = _read(path) if keep else {}
-    for row in tqdm(rows, desc=path.stem, unit="row", file=sys.stderr):
-        if row not in done:
-            with ProcessPoolExecutor(max_workers=1, initializer=_quieten) as worker:
-                done[row] = worker.submit(run_row, row, source).result()
-            _write(path, [done[row] for row in rows if row in done])
-    return {row: done[row] for row in rows}
+    done = _read(path) if keep or finished else {}
+    todo = [] if finished else [row for row in rows if row not in done]
+    for row in tqdm(todo, desc=path.stem, unit="row", file=sys.stderr):
+        with ProcessPoolExecutor(max_workers=1, initializer=_quieten) as worker:
+            done[row] = worker.submit(run_row, row, source).result()
+        ordered = sorted(done, key=lambda each: rows.index(each) if each in rows else len(rows))
+        _write(path, [done[each] for each in ordered])
+    return {row: done[row] for row in rows if row in done}
 
 
 def _quieten() -> None:

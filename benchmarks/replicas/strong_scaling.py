@@ -31,13 +31,16 @@ def main(
     trace_requests: Annotated[int, typer.Option(help="Requests of the trace.")] = NUM_REQUESTS,
     checked: Annotated[int, typer.Option(help="Largest batch for the plain program.")] = 6400,
     keep: Annotated[bool, typer.Option(help="Keep rows of an earlier run.")] = False,
+    finished: Annotated[
+        bool, typer.Option(help="Tables of what is finished; run nothing.")
+    ] = False,
 ) -> None:
     """Simulate all rows and write the tables."""
     sources = {shape: NUM_REQUESTS for shape in SHAPES}
     if trace is not None:
         sources[trace.name] = trace_requests
     rows = [Row(source, count, num) for source, count in sources.items() for num in NUM_REPLICAS]
-    results = run_rows(rows, out / "strong_scaling.json", trace, keep=keep)
+    results = run_rows(rows, out / "strong_scaling.json", trace, keep=keep, finished=finished)
     plain = {
         source: plain_optima(Row(source, count, 1), trace, NUM_REPLICAS[1:])
         for source, count in sources.items()

@@ -30,10 +30,13 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     largest: Annotated[int, typer.Option(help="Replicas at most.")] = 256,
     keep: Annotated[bool, typer.Option(help="Keep rows of an earlier run.")] = False,
+    finished: Annotated[
+        bool, typer.Option(help="Tables of what is finished; run nothing.")
+    ] = False,
 ) -> None:
     """Simulate all rows and write the tables."""
     rows = [row for row in _rows() if row.num_replicas <= largest]
-    results = run_rows(rows, out / "weak_scaling.json", keep=keep)
+    results = run_rows(rows, out / "weak_scaling.json", keep=keep, finished=finished)
     text = report(results)
     (out / "weak_scaling.md").write_text(text)
     print(text)
