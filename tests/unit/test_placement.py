@@ -159,14 +159,14 @@ def test_what_is_still_to_do_is_what_was_told_less_what_was_done():
     assert isinstance(feed, PlannedFeed)
     places = feed.take(0, 16, 0.0)
     feed.look(0, 0.0, 0.0)
-    before = feed.assignment._backlog(0)
+    before = feed.assignment._outlook.backlog(0)
     feed.worked(0, StepWork(100, 1, 0))
     feed.look(0, 1.0, 0.0)
-    assert feed.assignment._backlog(0) == pytest.approx(before - feed._books[0].done)
+    assert feed.assignment._outlook.backlog(0) == pytest.approx(before - feed._books[0].done)
     for place in places:
         feed.ended(0, place)
     feed.look(0, 1.0, 0.0)
-    assert feed.assignment._backlog(0) == pytest.approx(0)
+    assert feed.assignment._outlook.backlog(0) == pytest.approx(0)
 
 
 def test_the_window_is_wide_at_first_and_what_two_steps_can_start_at_last():

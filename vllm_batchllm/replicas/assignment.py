@@ -9,15 +9,15 @@ it does until all others end, or a slow one that runs many requests at once woul
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from vllm_batchllm.replicas.cut import Costs, Floats, Ints, cheapest_cuts
+from vllm_batchllm.replicas.outlook import Outlook, Replica
 
-Replica = Hashable
 TOLERANCE = 0.05
 """A theft may end so much later than the best one (share of what the victim's rest takes) if its cut is cheaper."""
 WORTHWHILE = 0.01
@@ -50,10 +50,7 @@ class Assignment:
     def __init__(self, costs: Costs, replicas: Sequence[Replica], *, steals: bool = True) -> None:
         self._costs, self._steals = costs, steals
         self._before = np.concatenate(([0.0], np.cumsum(costs.work)))
-        self._crew: dict[Replica, None] = dict.fromkeys(replicas)
-        self._speeds: dict[Replica, float] = {}
-        self._backlogs: dict[Replica, tuple[float, float]] = {}
-        self._now_s = 0.0
+        self._outlook = Outlook(replicas)
         self._left_work = float(self._before[-1])
         self._returned: list[int] = []
         self._rests: list[_Rest] = []
@@ -78,8 +75,7 @@ class Assignment:
 
         now_s: on the clock of `set_backlog`.
         """
-        self._now_s = now_s
-        self._crew[replica] = None
+        self._outlook.join(replica, now_s)
         if num_items < 1 or not self.num_left:
             return []
         if self._returned:
@@ -106,18 +102,16 @@ class Assignment:
         for rest in self._rests:
             if rest.owner == replica:
                 rest.owner = None
-        for known in (self._crew, self._speeds, self._backlogs):
-            known.pop(replica, None)
+        self._outlook.leave(replica)
 
     def set_speed(self, replica: Replica, speed: float) -> None:
         """So much work a second does the replica; those of whom nobody has said so count as the mean of the others."""
-        if speed > 0:
-            self._speeds[replica] = speed
+        self._outlook.set_speed(replica, speed)
 
     def set_backlog(self, replica: Replica, work: float, at_s: float = 0.0) -> None:
         """So much of what the replica was told of was not done at that time; what `take` adds is counted, and what the replica does
         at its speed until somebody asks."""
-        self._backlogs[replica] = (max(work, 0.0), at_s)
+        self._outlook.set_backlog(replica, work, at_s)
 
     def reweigh(self, work: Floats) -> None:
         """Better estimates of all items' work, from here on. Raises ValueError if they are not as many."""
@@ -160,16 +154,16 @@ class Assignment:
 
     def _is_small(self, rest: _Rest) -> bool:
         """Whether nobody else would come for it."""
-        return self._work(rest) <= self._worthwhile_s() * self._speed(rest.owner)
+        return self._work(rest) <= self._worthwhile_s() * self._outlook.speed(rest.owner)
 
     def _room(self, replica: Replica) -> float:
         """Work of which the replica may be told until it is busy as long as all others, if they do all that is left."""
-        if not self._steals or replica not in self._backlogs:
+        known = self._outlook
+        if not self._steals or not known.has_backlog(replica):
             return float("inf")
-        backlogs = sum(map(self._backlog, self._backlogs))
-        all_s = (backlogs + self._left_work) / self._all_speeds()
+        all_s = (known.all_backlogs() + self._left_work) / known.all_speeds()
         most_s = self.certainty * all_s + self._worthwhile_s()
-        return most_s * self._speed(replica) - self._backlog(replica)
+        return most_s * known.speed(replica) - known.backlog(replica)
 
     def _found(self, replica: Replica) -> _Rest | None:
         """For one without an interval: one that nobody has, or a part of another's."""
@@ -195,11 +189,11 @@ class Assignment:
 
         None if the victim is ready about as early alone.
         """
-        victim_speed, thief_speed = self._speed(rest.owner), self._speed(thief)
+        victim_speed, thief_speed = self._outlook.speed(rest.owner), self._outlook.speed(thief)
         places = np.arange(rest.begin, rest.end)
         price = self._costs.shared[places]
-        stays = self._before[places] - self._before[rest.begin] + self._backlog(rest.owner)
-        goes = self._before[rest.end] - self._before[places] + price + self._backlog(thief)
+        stays = self._before[places] - self._before[rest.begin] + self._outlook.backlog(rest.owner)
+        goes = self._before[rest.end] - self._before[places] + price + self._outlook.backlog(thief)
         ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
         latest = self._ends_alone_s(rest) - self._worthwhile_s()
         near = ends.min() + TOLERANCE * self._work(rest) / victim_speed
@@ -211,44 +205,24 @@ class Assignment:
 
     def _ends_alone_s(self, rest: _Rest) -> float:
         """When its owner is ready if nobody helps, from now."""
-        return (self._work(rest) + self._backlog(rest.owner)) / self._speed(rest.owner)
+        return (self._work(rest) + self._outlook.backlog(rest.owner)) / self._outlook.speed(
+            rest.owner
+        )
 
     def _worthwhile_s(self) -> float:
-        return WORTHWHILE * float(self._before[-1]) / self._all_speeds()
+        return WORTHWHILE * float(self._before[-1]) / self._outlook.all_speeds()
 
     def _told(self, replica: Replica, items: list[int]) -> None:
         work = self._work_of(items)
         self.num_left -= len(items)
         self._left_work -= work
-        if replica in self._backlogs:
-            before, at_s = self._backlogs[replica]
-            self._backlogs[replica] = (before + work, at_s)
+        self._outlook.add(replica, work)
 
     def _work_of(self, items: list[int]) -> float:
         return float(self._costs.work[items].sum()) if items else 0.0
 
     def _work(self, rest: _Rest) -> float:
         return float(self._before[rest.end] - self._before[rest.begin])
-
-    def _backlog(self, replica: Replica | None) -> float:
-        """What is not done now."""
-        if replica not in self._backlogs:
-            return 0.0
-        work, at_s = self._backlogs[replica]
-        return max(work - self._speed(replica) * (self._now_s - at_s), 0.0)
-
-    def _all_speeds(self) -> float:
-        """Of all that take part; 1 where nobody does."""
-        known = self._speeds
-        if not known:
-            return float(max(len(self._crew), 1))
-        return sum(known.values()) * max(len(self._crew), 1) / len(known)
-
-    def _speed(self, replica: Replica | None) -> float:
-        known = self._speeds
-        if replica in known:
-            return known[replica]
-        return sum(known.values()) / len(known) if known else 1.0
 
     def _shrink(self, rest: _Rest, begin: int) -> None:
         """Items before ``begin`` were taken from the front."""

@@ -23,11 +23,29 @@ from vllm_batchllm.errors import UsageError
 from vllm_batchllm.input.trace import TRACE_BLOCK_SIZE
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.environment import describe_environment
-from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
-from vllm_batchllm.simulate.devices import CPU, DEVICES
-from vllm_batchllm.simulate.models import MODELS
-from vllm_batchllm.simulate.placement import OURS_PLACED, PLACEMENTS
-from vllm_batchllm.workloads.catalog import workload_names
+from vllm_batchllm.simulate.arms import DEFAULT_ARMS
+from vllm_batchllm.simulate.options import (
+    ARMS_HELP,
+    DEVICES_HELP,
+    MODELS_HELP,
+    SOURCES,
+    KvBlocks,
+    Lookahead,
+    MaxNumBatchedTokens,
+    MaxNumSeqs,
+    NumRequests,
+    Options,
+    OutputTokens,
+    Placement,
+    Price,
+    Replicas,
+    ReportFolder,
+    SharedAttention,
+    SlowestSpeed,
+    Tokenizer,
+    WeightBits,
+)
+from vllm_batchllm.simulate.placement import OURS_PLACED
 from vllm_batchllm.workloads.sources import InputOptions, load_batch
 
 if TYPE_CHECKING:  # these import vLLM, which `plan` does without
@@ -38,62 +56,13 @@ if TYPE_CHECKING:  # these import vLLM, which `plan` does without
     from vllm_batchllm.workloads.batch import Batch
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
-_SOURCES = f"Workloads ({', '.join(workload_names())}), batch files (.jsonl) or traces."
-_DEVICES = f"One of {', '.join(DEVICES)}, {CPU} (this machine, calibrated)."
-_MODELS = f"One of {', '.join(MODELS)}, or a folder with a config.json."
-_ARMS = f"Policies to compare, several times: {', '.join(arm_names())}."
-
-
-WeightBits = Annotated[float | None, typer.Option(help="Bits of a weight (default: the model's).")]
-NumRequests = Annotated[
-    int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
-]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
-]
-OutputTokens = Annotated[
-    int | None, typer.Option(help="Output of each request of a batch file.", min=1)
-]
-KvBlocks = Annotated[
-    int | None, typer.Option(help="KV blocks (default: what the device has left).")
-]
-MaxNumSeqs = Annotated[
-    int | None, typer.Option(help="Requests at once (default: as vLLM and we choose).")
-]
-MaxNumBatchedTokens = Annotated[
-    int | None, typer.Option(help="Tokens per step (default: vLLM's on the device).")
-]
-Lookahead = Annotated[
-    int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
-]
-SharedAttention = Annotated[
-    bool, typer.Option(help="Also ours with shared attention, between two bounds.")
-]
-Replicas = Annotated[int, typer.Option(help="Engines that share the batch.")]
-Placement = Annotated[
-    list[str] | None,
-    typer.Option(
-        help=f"Who of several replicas gets which requests, several times: {', '.join(PLACEMENTS)} "
-        f"(default: {OURS_PLACED})."
-    ),
-]
-SlowestSpeed = Annotated[
-    float | None, typer.Option(help="Of the first of several replicas; the others run at 1.")
-]
-Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
-Price = Annotated[
-    float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
-]
-ReportFolder = Annotated[
-    Path | None, typer.Option(help="Folder for the result as one HTML page as well.")
-]
 
 
 def simulate(
-    source: Annotated[list[str] | None, typer.Argument(help=_SOURCES)] = None,
-    device: Annotated[str, typer.Option(help=_DEVICES)] = "A100-80GB",
-    model: Annotated[str, typer.Option(help=_MODELS)] = "Llama-3.1-8B",
-    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help=_ARMS)] = None,
+    source: Annotated[list[str] | None, typer.Argument(help=SOURCES)] = None,
+    device: Annotated[str, typer.Option(help=DEVICES_HELP)] = "A100-80GB",
+    model: Annotated[str, typer.Option(help=MODELS_HELP)] = "Llama-3.1-8B",
+    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help=ARMS_HELP)] = None,
     tensor_parallel: Annotated[int, typer.Option(help="Devices for one model.")] = 1,
     weight_bits: WeightBits = None,
     num_requests: NumRequests = None,

@@ -7,11 +7,13 @@ request is made when it is handed over and dropped when it has ended: what waits
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from vllm_batchllm.measure.metrics import RunInputs, run_metrics
@@ -79,6 +81,7 @@ def run_replicas(
     with ExitStack() as stack:
         for replica in replicas:
             stack.enter_context(record(replica.engine.scheduler, into=steps))
+        stack.enter_context(_left_alone_by_the_collector())
         maker = RequestMaker(batch, sizes.block_size)
         _Serving(batch, feed, window, maker, replicas, on_progress).run()
     steps.plan_s /= pool.num_replicas
@@ -193,6 +196,17 @@ class _Serving:
                 del self._asleep[number]
                 replica.engine.clock.now_s = max(replica.now_s, now_s)
                 heapq.heappush(self._turns, (replica.now_s, number))
+
+
+@contextmanager
+def _left_alone_by_the_collector() -> Iterator[None]:
+    """Python's collector does not look at what is there now: prompts of a large batch are some hundred million references, which
+    each of its full rounds would follow."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _mean_parts(replicas: list[_Replica]) -> StepTime:
