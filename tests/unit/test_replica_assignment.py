@@ -126,18 +126,17 @@ def test_a_theft_is_as_good_as_any_and_cheap(
         )
         for place in range(num_items)
     }
-    best = min(ends.values())
-    if best > alone - worthwhile:
-        assert taken == []
-        return
+    gain = {place: alone - end for place, end in ends.items()}
+    least = {p: max(worthwhile, costs.shared[p] / thief_speed) for p in ends}
+    pays = {place: end for place, end in ends.items() if gain[place] >= least[place]}
     all_end = (victim_backlog + thief_backlog + work) / (victim_speed + thief_speed)
-    if thief_backlog / thief_speed > all_end + worthwhile:
-        assert taken == [], "it has enough"
+    if not pays or thief_backlog / thief_speed > all_end + worthwhile:
+        assert taken == [], "nothing is worth it, or it has enough"
         return
     (place,) = taken
-    latest = min(best + TOLERANCE * work / victim_speed, alone - worthwhile) + 1e-9
-    good = [p for p, end in ends.items() if end <= latest]
-    assert ends[place] <= latest
+    latest = min(pays.values()) + TOLERANCE * work / victim_speed + 1e-9
+    good = [p for p, end in pays.items() if end <= latest]
+    assert place in good
     assert costs.shared[place] == min(costs.shared[p] for p in good)
     assert assignment.cut_work == costs.shared[place]
 

@@ -21,7 +21,7 @@ from vllm_batchllm.replicas.outlook import Outlook, Replica
 TOLERANCE = 0.05
 """A theft may end so much later than the best one (share of what the victim's rest takes) if its cut is cheaper."""
 WORTHWHILE = 0.01
-"""Share of the time of the whole batch that a theft must bring: for less, no prefix is computed twice."""
+"""Share of the time of the whole batch that a theft must bring, and no less than computing its prefix again takes."""
 
 
 @dataclass(slots=True)
@@ -52,6 +52,7 @@ class Assignment:
         self._before = np.concatenate(([0.0], np.cumsum(costs.work)))
         self._outlook = Outlook(replicas)
         self._left_work = float(self._before[-1])
+        self._dearest = float(costs.shared.max(initial=0.0))
         self._returned: list[int] = []
         self._rests: list[_Rest] = []
         self.num_left = len(costs)
@@ -154,7 +155,12 @@ class Assignment:
 
     def _is_small(self, rest: _Rest) -> bool:
         """Whether nobody else would come for it."""
-        return self._work(rest) <= self._worthwhile_s() * self._outlook.speed(rest.owner)
+        work = self._work(rest)
+        if work <= self._worthwhile_s() * self._outlook.speed(rest.owner):
+            return True
+        if work > self._dearest:
+            return False
+        return work <= float(self._costs.shared[rest.begin : rest.end].min())
 
     def _room(self, replica: Replica) -> float:
         """Work of which the replica may be told until it is busy as long as all others, if they do all that is left."""
@@ -187,7 +193,7 @@ class Assignment:
     def _best_cut(self, rest: _Rest, thief: Replica) -> int | None:
         """Where a theft begins: the cheapest place of those at which both end about as early as possible.
 
-        None if the victim is ready about as early alone.
+        None if the victim is ready about as early alone, or what is gained is less than what is computed again.
         """
         victim_speed, thief_speed = self._outlook.speed(rest.owner), self._outlook.speed(thief)
         places = np.arange(rest.begin, rest.end)
@@ -195,11 +201,12 @@ class Assignment:
         stays = self._before[places] - self._before[rest.begin] + self._outlook.backlog(rest.owner)
         goes = self._before[rest.end] - self._before[places] + price + self._outlook.backlog(thief)
         ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
-        latest = self._ends_alone_s(rest) - self._worthwhile_s()
-        near = ends.min() + TOLERANCE * self._work(rest) / victim_speed
-        good: Ints = np.flatnonzero(ends <= min(near, latest))
-        if not len(good):
+        least_gain = np.maximum(self._worthwhile_s(), price / thief_speed)
+        pays = ends <= self._ends_alone_s(rest) - least_gain
+        if not pays.any():
             return None
+        near = ends[pays].min() + TOLERANCE * self._work(rest) / victim_speed
+        good: Ints = np.flatnonzero(pays & (ends <= near))
         cheapest = good[price[good] == price[good].min()]
         return int(places[cheapest[np.argmin(ends[cheapest])]])
 
