@@ -137,7 +137,7 @@ def _table(results: Results, source: str, plain: dict[int, int]) -> str:
                 f"{metrics['reuse_efficiency']:.4f}",
                 f"{metrics['preemptions']}",
                 f"{pool['thefts']}",
-                f"{pool['idle_ratio']:.1%}",
+                f"{max(pool['idle_ratio'], 0.0):.1%}",
             ]
         )
     return table(

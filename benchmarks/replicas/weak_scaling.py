@@ -126,7 +126,7 @@ def _cells(row: Row, result: dict[str, Any], base_s: float) -> list[str]:
         "–" if best is None else f"{best / metrics['prompt_tokens']:.3%}",
         f"{metrics['preemptions']}",
         f"{pool['thefts']}",
-        f"{pool['idle_ratio']:.1%}",
+        f"{max(pool['idle_ratio'], 0.0):.1%}",
     ]
 
 
@@ -147,7 +147,7 @@ def _slow_table(results: Results) -> str:
                 f"{ratio * result['capacity'] / row.num_replicas:.3f}",
                 f"{result['metrics']['reuse_efficiency']:.4f}",
                 f"{result['pool']['thefts']}",
-                f"{result['pool']['idle_ratio']:.1%}",
+                f"{max(result['pool']['idle_ratio'], 0.0):.1%}",
             ]
         )
     return table(

@@ -76,12 +76,12 @@ def run_replicas(
     planned = None if pool.placement in FIXED else PlannedFeed(batch, costs, pool, sizes.block_size)
     feed: Feed = FixedFeed(batch, arm, pool) if planned is None else planned
     window = Window.of(sizes, arm, _num_sharing(pool), _new_tokens(batch, planned, sizes))
-    replicas = _make_replicas(batch, arm, sizes, costs, pool, feed)
     steps = StepRecord()
     with ExitStack() as stack:
+        stack.enter_context(_left_alone_by_the_collector())
+        replicas = _make_replicas(batch, arm, sizes, costs, pool, feed)
         for replica in replicas:
             stack.enter_context(record(replica.engine.scheduler, into=steps))
-        stack.enter_context(_left_alone_by_the_collector())
         maker = RequestMaker(batch, sizes.block_size)
         _Serving(batch, feed, window, maker, replicas, on_progress).run()
     steps.plan_s /= pool.num_replicas
@@ -102,21 +102,13 @@ def _make_replicas(
     batch: Batch, arm: Arm, sizes: EngineSizes, costs: CostModel, pool: Pool, feed: Feed
 ) -> list[_Replica]:
     config = shared_config(batch, arm, sizes)
-    return [
-        _Replica(
-            number,
-            SimulatedEngine(
-                batch,
-                arm,
-                sizes,
-                costs,
-                config=config,
-                speed=speed,
-                on_work=partial(feed.worked, number),
-            ),
-        )
-        for number, speed in enumerate(pool.speeds)
-    ]
+    replicas = []
+    for number, speed in enumerate(pool.speeds):
+        told = partial(feed.worked, number)
+        engine = SimulatedEngine(batch, arm, sizes, costs, config=config, speed=speed, on_work=told)
+        replicas.append(_Replica(number, engine))
+        gc.freeze()  # an engine is as many objects as it has KV blocks, and they stay
+    return replicas
 
 
 def _num_sharing(pool: Pool) -> int:
@@ -200,8 +192,8 @@ class _Serving:
 
 @contextmanager
 def _left_alone_by_the_collector() -> Iterator[None]:
-    """Python's collector does not look at what is there now: prompts of a large batch are some hundred million references, which
-    each of its full rounds would follow."""
+    """Python's collector does not look at what is there now, nor at what is frozen later: prompts of a large batch are some hundred
+    million references, which each of its full rounds would follow."""
     gc.freeze()
     try:
         yield
@@ -234,7 +226,7 @@ def _figures(
         duplicated_tokens=optimal_saved - saved,
         optimal_duplicated_tokens=None if planned is None else planned.cheapest_tokens(),
         thefts=0 if planned is None else planned.assignment.num_stolen,
-        idle_ratio=1 - busy_s / (len(replicas) * max(ends_s)),
+        idle_ratio=max(1 - busy_s / (len(replicas) * max(ends_s)), 0.0),
         ends_s=tuple(ends_s),
         num_requests=tuple(len(replica.handed) for replica in replicas),
     )
