@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vllm_batchllm.replicas.assignment import TOLERANCE, WORTHWHILE, Assignment, waiting_limit
+from vllm_batchllm.replicas.assignment import (
+    PRICES,
+    TOLERANCE,
+    WORTHWHILE,
+    Assignment,
+    waiting_limit,
+)
 from vllm_batchllm.replicas.cut import Costs
 
 
@@ -127,7 +133,7 @@ def test_a_theft_is_as_good_as_any_and_cheap(
         for place in range(num_items)
     }
     gain = {place: alone - end for place, end in ends.items()}
-    least = {p: max(worthwhile, costs.shared[p] / thief_speed) for p in ends}
+    least = {p: worthwhile + PRICES * costs.shared[p] / thief_speed for p in ends}
     pays = {place: end for place, end in ends.items() if gain[place] >= least[place]}
     all_end = (victim_backlog + thief_backlog + work) / (victim_speed + thief_speed)
     if not pays or thief_backlog / thief_speed > all_end + worthwhile:

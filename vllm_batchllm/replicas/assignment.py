@@ -21,7 +21,9 @@ from vllm_batchllm.replicas.outlook import Outlook, Replica
 TOLERANCE = 0.05
 """A theft may end so much later than the best one (share of what the victim's rest takes) if its cut is cheaper."""
 WORTHWHILE = 0.01
-"""Share of the time of the whole batch that a theft must bring, and no less than computing its prefix again takes."""
+"""Share of the time of the whole batch that a theft must bring, beside `PRICES` times what computing its prefix again takes: parts
+that were made a little unequal, because that was cheaper to cut, are not made equal again at a high price."""
+PRICES = 2.0
 
 
 @dataclass(slots=True)
@@ -155,12 +157,10 @@ class Assignment:
 
     def _is_small(self, rest: _Rest) -> bool:
         """Whether nobody else would come for it."""
-        work = self._work(rest)
-        if work <= self._worthwhile_s() * self._outlook.speed(rest.owner):
-            return True
-        if work > self._dearest:
-            return False
-        return work <= float(self._costs.shared[rest.begin : rest.end].min())
+        work = self._work(rest) - self._worthwhile_s() * self._outlook.speed(rest.owner)
+        if work <= 0 or work > PRICES * self._dearest:
+            return work <= 0
+        return work <= PRICES * float(self._costs.shared[rest.begin : rest.end].min())
 
     def _room(self, replica: Replica) -> float:
         """Work of which the replica may be told until it is busy as long as all others, if they do all that is left."""
@@ -193,7 +193,7 @@ class Assignment:
     def _best_cut(self, rest: _Rest, thief: Replica) -> int | None:
         """Where a theft begins: the cheapest place of those at which both end about as early as possible.
 
-        None if the victim is ready about as early alone, or what is gained is less than what is computed again.
+        None if the victim is ready about as early alone, or what is gained is too little for what is computed again.
         """
         victim_speed, thief_speed = self._outlook.speed(rest.owner), self._outlook.speed(thief)
         places = np.arange(rest.begin, rest.end)
@@ -201,7 +201,7 @@ class Assignment:
         stays = self._before[places] - self._before[rest.begin] + self._outlook.backlog(rest.owner)
         goes = self._before[rest.end] - self._before[places] + price + self._outlook.backlog(thief)
         ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
-        least_gain = np.maximum(self._worthwhile_s(), price / thief_speed)
+        least_gain = self._worthwhile_s() + PRICES * price / thief_speed
         pays = ends <= self._ends_alone_s(rest) - least_gain
         if not pays.any():
             return None
