@@ -9,7 +9,8 @@ from typing import Any
 
 from vllm_batchllm.simulate.arms import SORTED, find_arm
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts
-from vllm_batchllm.simulate.run import EngineSizes, run_arm
+from vllm_batchllm.simulate.run import run_arm
+from vllm_batchllm.simulate.sizes import EngineSizes
 from vllm_batchllm.simulate.step_costs import PLATFORM_COSTS
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 from vllm_batchllm.workloads.catalog import make_workload

@@ -139,6 +139,10 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
         (["--weight-bits", "0"], "between 1 and 32 bits"),
         (["--memory-utilization", "2"], "share of the memory"),
         (["--block-size", "0"], "block_size must be at least 1"),
+        (["--replicas", "0"], "the number of replicas must be from 1 to 1,024, not 0"),
+        (["--placement", "hash"], "--placement hash is for several replicas; give --replicas"),
+        (["--slowest-speed", "0.5"], "--slowest-speed 0.5 is for several replicas"),
+        (["--replicas", "2", "--slowest-speed", "2"], "above 0 and at most 1"),
         (["--lookahead", "0"], "max_waiting must be at least 1"),
         (["--device", "cpu", "--shared-attention"], "cannot be simulated with measured costs"),
     ],
@@ -212,3 +216,39 @@ def test_scored_prompts_are_computed_once_by_ours_alone(tmp_path: Path) -> None:
     assert found["sorted"]["saved_ratio"] == 0
     assert found["batchllm"]["saved_ratio"] > 0.5
     assert found["batchllm"]["reuse_efficiency"] >= 0.99
+
+
+def test_replicas_have_a_row_for_each_arm_and_placement(tmp_path: Path) -> None:
+    pool = ("--replicas", 3, "--placement", "ours", "--placement", "hash", "--price", 2)
+    arms = ("-p", "batchllm", "-p", "tuned")
+    result = run(*SMALL, *pool, *arms, "--out", tmp_path, "--report", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert "3 replicas of Llama-3.1-8B on 1 x A100-80GB" in result.stdout
+    assert "computed twice" in result.stdout
+    (only,) = record_of(tmp_path)["results"]
+    names = ["batchllm, ours", "batchllm, hash", "tuned, ours", "tuned, hash"]
+    assert [one["arm"] for one in only["runs"]] == names
+    assert only["engine"]["num_replicas"] == 3
+    for one in only["runs"]:
+        assert one["device_hours"] == pytest.approx(3 * one["makespan_s"] / 3600)
+        assert one["makespan_s"] >= only["bound_s"]
+        assert sum(one["pool"]["num_requests"]) == 32
+        assert one["pool"]["duplicated_tokens"] >= 0
+    assert only["runs"][0]["speed_over_first"] == 1
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert set(names) <= set(Reader(page, inside="td").texts) | set(Reader(page, inside="th").texts)
+
+
+def test_an_unknown_placement_lists_the_known_ones() -> None:
+    text = refused(*SMALL, "--replicas", 2, "--placement", "nope")
+    assert "error: unknown placement 'nope'" in text and "round-robin" in text
+
+
+def test_one_replica_changes_nothing(tmp_path: Path) -> None:
+    run(*SMALL, "-p", "batchllm", "--out", tmp_path / "a")
+    run(*SMALL, "-p", "batchllm", "--replicas", 1, "--out", tmp_path / "b")
+    first, second = (record_of(tmp_path / name)["results"][0] for name in "ab")
+    for result in (first, second):
+        for name in ("plan_s", "plan_share", "wall_s", "counters"):
+            del result["runs"][0][name]
+    assert first == second and "pool" not in first["runs"][0]

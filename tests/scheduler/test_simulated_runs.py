@@ -14,13 +14,14 @@ from simulated import batch_of, batches, trie_size
 from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
-from vllm_batchllm.simulate import bound, run
+from vllm_batchllm.simulate import bound, engine
 from vllm_batchllm.simulate.arms import arm_names, find_arm
 from vllm_batchllm.simulate.cost_model import Constants, Measured, MeasuredCosts, Roofline, StepTime
 from vllm_batchllm.simulate.devices import DEVICES
 from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.ring import RingSpec, build_scheduler, make_requests, sample
-from vllm_batchllm.simulate.run import EngineSizes, SimulatedRun, run_arm
+from vllm_batchllm.simulate.run import SimulatedRun, run_arm
+from vllm_batchllm.simulate.sizes import EngineSizes
 from vllm_batchllm.simulate.work import WorkMeter
 from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.catalog import make_workload
@@ -100,7 +101,7 @@ def test_the_stock_arm_is_vllms_scheduler_stepped_by_hand() -> None:
 def test_our_scheduler_plans_by_the_simulated_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     elsewhere: list[Environment] = []
-    build, schedule = run.build_scheduler, run.BatchLLMScheduler.schedule
+    build, schedule = engine.build_scheduler, engine.BatchLLMScheduler.schedule
 
     def remember(cls: Any, spec: RingSpec, environment: Environment, **options: Any) -> Any:
         elsewhere.append(environment)
@@ -110,8 +111,8 @@ def test_our_scheduler_plans_by_the_simulated_clock(monkeypatch: pytest.MonkeyPa
         seen.append(elsewhere[0].clock())
         return schedule(scheduler, *args, **kwargs)
 
-    monkeypatch.setattr(run, "build_scheduler", remember)
-    monkeypatch.setattr(run.BatchLLMScheduler, "schedule", look)
+    monkeypatch.setattr(engine, "build_scheduler", remember)
+    monkeypatch.setattr(engine.BatchLLMScheduler, "schedule", look)
     simulated = served(BATCH, "batchllm", replace(SIZES, platform="cpu"))
     assert [environment.platform for environment in elsewhere] == ["cpu"]
     assert seen[0] == 0 and seen == sorted(seen)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vllm_batchllm.replicas.assignment import TOLERANCE, Assignment, waiting_limit
+from vllm_batchllm.replicas.assignment import (
+    PRICES,
+    TOLERANCE,
+    WORTHWHILE,
+    Assignment,
+    waiting_limit,
+)
 from vllm_batchllm.replicas.cut import Costs
 
 
@@ -101,30 +107,71 @@ def test_without_stealing_who_is_dry_stays_dry():
     assert assignment.num_stolen == 0
 
 
-@given(st.integers(0, 10**6), st.integers(2, 40), st.floats(0.2, 5), st.floats(0.2, 5))
-def test_a_theft_is_as_good_as_any_and_cheap(seed, num_items, victim_speed, thief_speed):
+speeds = st.floats(0.2, 5)
+backlogs = st.floats(0, 300)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 40), speeds, speeds, backlogs, backlogs)
+def test_a_theft_is_as_good_as_any_and_cheap(
+    seed, num_items, victim_speed, thief_speed, victim_backlog, thief_backlog
+):
     costs = costs_of(seed, num_items)
     assignment = Assignment(costs, ["victim"])
     assignment.set_speed("victim", victim_speed)
     assignment.set_speed("thief", thief_speed)
+    assignment.set_backlog("victim", victim_backlog)
+    assignment.set_backlog("thief", thief_backlog)
     taken = assignment.take("thief", 1)
-    alone = costs.work.sum() / victim_speed
+    work = costs.work.sum()
+    alone = (victim_backlog + work) / victim_speed
+    worthwhile = WORTHWHILE * work / (victim_speed + thief_speed)
     ends = {
         place: max(
-            costs.work[:place].sum() / victim_speed,
-            (costs.work[place:].sum() + costs.shared[place]) / thief_speed,
+            (victim_backlog + costs.work[:place].sum()) / victim_speed,
+            (thief_backlog + costs.work[place:].sum() + costs.shared[place]) / thief_speed,
         )
         for place in range(num_items)
     }
-    best = min(ends.values())
-    if best >= alone:
-        assert taken == []
+    gain = {place: alone - end for place, end in ends.items()}
+    least = {p: worthwhile + PRICES * costs.shared[p] / thief_speed for p in ends}
+    pays = {place: end for place, end in ends.items() if gain[place] >= least[place]}
+    all_end = (victim_backlog + thief_backlog + work) / (victim_speed + thief_speed)
+    if not pays or thief_backlog / thief_speed > all_end + worthwhile:
+        assert taken == [], "nothing is worth it, or it has enough"
         return
     (place,) = taken
-    good = [p for p, end in ends.items() if end <= min(best + TOLERANCE * alone, alone) + 1e-9]
-    assert ends[place] <= min(best + TOLERANCE * alone, alone) + 1e-9
+    latest = min(pays.values()) + TOLERANCE * work / victim_speed + 1e-9
+    good = [p for p, end in pays.items() if end <= latest]
+    assert place in good
     assert costs.shared[place] == min(costs.shared[p] for p in good)
     assert assignment.cut_work == costs.shared[place]
+
+
+def test_who_has_enough_is_told_of_no_more_until_others_have_as_much():
+    assignment = Assignment(Costs(np.ones(100), np.zeros(100)), ["slow", "fast"])
+    assignment.set_speed("slow", 0.25)
+    assignment.set_speed("fast", 1.0)
+    assignment.set_backlog("slow", 10.0)
+    assignment.set_backlog("fast", 0.0)
+    told = 0
+    while taken := assignment.take("slow", 1):
+        told += len(taken)
+    assert told == 13, "a fifth of all 110, and what a theft is not worth"
+    assert len(run_alone(assignment, "fast")) == 87, (
+        "the rest of its own, and all of the slow one's"
+    )
+    assert assignment.num_left == 0
+
+
+def test_a_backlog_becomes_less_while_nobody_tells():
+    assignment = Assignment(Costs(np.ones(100), np.zeros(100)), ["slow", "fast"])
+    for name, speed in (("slow", 1.0), ("fast", 4.0)):
+        assignment.set_speed(name, speed)
+        assignment.set_backlog(name, 20.0, at_s=10.0)
+    assert len(assignment.take("slow", 100, now_s=10.0)) == 9, "a fifth of all 140, and a little"
+    assert assignment.take("slow", 100, now_s=10.0) == []
+    assert assignment.take("slow", 100, now_s=14.0) == [], "both have done as much as they can"
+    assert len(assignment.take("slow", 100, now_s=30.0)) == 12, "the fast one has been idle"
 
 
 def test_a_faster_thief_takes_more():

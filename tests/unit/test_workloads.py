@@ -213,3 +213,10 @@ def test_common_prefix_len(first: list[int], second: list[int]) -> None:
     while expected < min(len(first), len(second)) and first[expected] == second[expected]:
         expected += 1
     assert common_prefix_len(first, second) == expected
+
+
+def test_equal_token_ids_are_one_object() -> None:
+    prompts = make_workload("no-sharing", scale=8, num_requests=64, vocab_size=1000).prompts
+    objects: dict[int, int] = {}
+    assert all(objects.setdefault(one, id(one)) == id(one) for prompt in prompts for one in prompt)
+    assert max(objects) > 256, "small ones are shared by Python itself"

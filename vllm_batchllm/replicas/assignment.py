@@ -3,21 +3,27 @@
 
 Every replica begins with an interval of its own (`cut`), and takes it from front to back, so neighbours meet in one KV cache. Who
 has nothing left takes a part of what another has not been told of, such that both end at the same time, cut where it is cheap.
+What a replica has been told of cannot be taken from it. So whoever says how much that is (`set_backlog`) is told of no more than
+it does until all others end, or a slow one that runs many requests at once would hold them to the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from vllm_batchllm.replicas.cut import Costs, Floats, Ints, cheapest_cuts
+from vllm_batchllm.replicas.outlook import Outlook, Replica
 
-Replica = Hashable
 TOLERANCE = 0.05
-"""A theft may end so much later than the best one (share of the victim's time left) if its cut is cheaper."""
+"""A theft may end so much later than the best one (share of what the victim's rest takes) if its cut is cheaper."""
+WORTHWHILE = 0.01
+"""Share of the time of the whole batch that a theft must bring, beside `PRICES` times what computing its prefix again takes: parts
+that were made a little unequal, because that was cheaper to cut, are not made equal again at a high price."""
+PRICES = 2.0
 
 
 @dataclass(slots=True)
@@ -37,6 +43,8 @@ class Assignment:
         replicas: that begin with an interval; others may join later.
 
     Attributes:
+        certainty: how far costs can be trusted: where they are guesses, a replica with a backlog is told of no more than this share
+            of what it will have done when all others end, because what was too much cannot be taken back. 1 where they are known.
         num_stolen: thefts so far. cut_work: prefix work that cuts have made, those of thefts included; what came
             back from replicas that died is not in it.
     """
@@ -44,11 +52,14 @@ class Assignment:
     def __init__(self, costs: Costs, replicas: Sequence[Replica], *, steals: bool = True) -> None:
         self._costs, self._steals = costs, steals
         self._before = np.concatenate(([0.0], np.cumsum(costs.work)))
-        self._speeds: dict[Replica, float] = {}
         self._absent: set[Replica] = set()
+        self._outlook = Outlook(replicas)
+        self._left_work = float(self._before[-1])
+        self._dearest = float(costs.shared.max(initial=0.0))
         self._returned: list[int] = []
         self._rests: list[_Rest] = []
         self.num_left = len(costs)
+        self.certainty = 1.0
         self.num_stolen, self.cut_work = 0, 0.0
         if replicas:
             starts = cheapest_cuts(costs, len(replicas)).tolist()
@@ -61,23 +72,26 @@ class Assignment:
         elif len(costs):
             self._rests = [_Rest(0, len(costs), None)]
 
-    def take(self, replica: Replica, num_items: int) -> list[int]:
+    def take(self, replica: Replica, num_items: int, now_s: float = 0.0) -> list[int]:
         """At most ``num_items`` items that ``replica`` computes next; empty if nothing is left that it had better do.
 
-        What came back from others goes first. O(num_items), and for a theft O(replicas + items of the victim).
+        What came back from others goes first. O(num_items + replicas), and for a theft O(items of the victim) more.
+
+        now_s: on the clock of `set_backlog`.
         """
-        if num_items < 1:
+        self._outlook.join(replica, now_s)
+        if num_items < 1 or not self.num_left:
             return []
         if self._returned:
             taken, self._returned = self._returned[:num_items], self._returned[num_items:]
         else:
-            rest = self._own(replica) or self._found(replica)
+            rest = self._next(replica)
             if rest is None:
                 return []
-            end = min(rest.end, rest.begin + num_items)
+            end = min(rest.end, rest.begin + num_items, self._enough(replica, rest))
             taken = list(range(rest.begin, end))
             self._shrink(rest, end)
-        self.num_left -= len(taken)
+        self._told(replica, taken)
         return taken
 
     def put_back(self, items: Iterable[int]) -> None:
@@ -85,6 +99,7 @@ class Assignment:
         came = sorted(items)
         self._returned = sorted([*self._returned, *came])
         self.num_left += len(came)
+        self._left_work += self._work_of(came)
 
     def set_absent(self, replica: Replica) -> None:
         """The replica has not started yet; what is meant for it may be taken by others to the last item."""
@@ -99,17 +114,22 @@ class Assignment:
         for rest in self._rests:
             if rest.owner == replica:
                 rest.owner = None
-        self._speeds.pop(replica, None)
+        self._outlook.leave(replica)
 
     def set_speed(self, replica: Replica, speed: float) -> None:
         """So much work a second does the replica; those of whom nobody has said so count as the mean of the others."""
-        if speed > 0:
-            self._speeds[replica] = speed
+        self._outlook.set_speed(replica, speed)
+
+    def set_backlog(self, replica: Replica, work: float, at_s: float = 0.0) -> None:
+        """So much of what the replica was told of was not done at that time; what `take` adds is counted, and what the replica does
+        at its speed until somebody asks."""
+        self._outlook.set_backlog(replica, work, at_s)
 
     def reweigh(self, work: Floats) -> None:
         """Better estimates of all items' work, from here on. Raises ValueError if they are not as many."""
         self._costs = Costs(work, self._costs.shared)
         self._before = np.concatenate(([0.0], np.cumsum(work)))
+        self._left_work = sum(map(self._work, self._rests)) + self._work_of(self._returned)
 
     def rest_of(self, replica: Replica) -> tuple[int, int]:
         """The items [begin, end) that are next for a replica; (0, 0) for one that has none."""
@@ -130,6 +150,36 @@ class Assignment:
     def _own(self, replica: Replica) -> _Rest | None:
         return next((rest for rest in self._rests if rest.owner == replica), None)
 
+    def _next(self, replica: Replica) -> _Rest | None:
+        """Where the replica goes on; None if it has enough, or nothing is left for it."""
+        rest = self._own(replica)
+        if rest is not None and self._is_small(rest):
+            return rest
+        return None if self._room(replica) < 0 else rest or self._found(replica)
+
+    def _enough(self, replica: Replica, rest: _Rest) -> int:
+        """Behind which item of a rest the replica is busy until all others end; at least the first is let in."""
+        if self._is_small(rest):
+            return rest.end
+        most = self._before[rest.begin] + self._room(replica)
+        return max(int(np.searchsorted(self._before, most)), rest.begin + 1)
+
+    def _is_small(self, rest: _Rest) -> bool:
+        """Whether nobody else would come for it."""
+        work = self._work(rest) - self._worthwhile_s() * self._outlook.speed(rest.owner)
+        if work <= 0 or work > PRICES * self._dearest:
+            return work <= 0
+        return work <= PRICES * float(self._costs.shared[rest.begin : rest.end].min())
+
+    def _room(self, replica: Replica) -> float:
+        """Work of which the replica may be told until it is busy as long as all others, if they do all that is left."""
+        known = self._outlook
+        if not self._steals or not known.has_backlog(replica):
+            return float("inf")
+        all_s = (known.all_backlogs() + self._left_work) / known.all_speeds()
+        most_s = self.certainty * all_s + self._worthwhile_s()
+        return most_s * known.speed(replica) - known.backlog(replica)
+
     def _found(self, replica: Replica) -> _Rest | None:
         """For one without an interval: one that nobody has, or a part of another's."""
         orphan = next((rest for rest in self._rests if rest.owner is None), None)
@@ -138,8 +188,8 @@ class Assignment:
             return orphan
         if not self._steals or not self._rests:
             return None
-        victim = max(self._rests, key=lambda rest: self._work(rest) / self._speed(rest.owner))
-        place = self._best_cut(victim, self._speed(victim.owner), self._speed(replica))
+        victim = max(self._rests, key=self._ends_alone_s)
+        place = self._best_cut(victim, replica)
         if place is None:
             return None
         stolen = _Rest(place, victim.end, replica)
@@ -149,32 +199,48 @@ class Assignment:
         self._shrink_to(victim, place)
         return stolen
 
-    def _best_cut(self, rest: _Rest, victim_speed: float, thief_speed: float) -> int | None:
+    def _best_cut(self, rest: _Rest, thief: Replica) -> int | None:
         """Where a theft begins: the cheapest place of those at which both end about as early as possible.
 
-        None if the victim is there and ready as early alone.
+        None if the victim is there and ready about as early alone, or what is gained is too little for what is computed again.
         """
+        victim_speed, thief_speed = self._outlook.speed(rest.owner), self._outlook.speed(thief)
         places = np.arange(rest.begin, rest.end)
         price = self._costs.shared[places]
-        left = (self._before[places] - self._before[rest.begin]) / victim_speed
-        right = (self._before[rest.end] - self._before[places] + price) / thief_speed
-        ends: Floats = np.maximum(left, right)
-        alone = self._work(rest) / victim_speed
-        latest = np.inf if rest.owner in self._absent else alone
-        if ends.min() >= latest:
+        stays = self._before[places] - self._before[rest.begin] + self._outlook.backlog(rest.owner)
+        goes = self._before[rest.end] - self._before[places] + price + self._outlook.backlog(thief)
+        ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
+        least_gain = self._worthwhile_s() + PRICES * price / thief_speed
+        pays = ends <= self._ends_alone_s(rest) - least_gain
+        if rest.owner in self._absent:
+            pays[:] = True
+        if not pays.any():
             return None
-        good: Ints = np.flatnonzero(ends <= min(ends.min() + TOLERANCE * alone, latest))
+        near = ends[pays].min() + TOLERANCE * self._work(rest) / victim_speed
+        good: Ints = np.flatnonzero(pays & (ends <= near))
         cheapest = good[price[good] == price[good].min()]
         return int(places[cheapest[np.argmin(ends[cheapest])]])
 
+    def _ends_alone_s(self, rest: _Rest) -> float:
+        """When its owner is ready if nobody helps, from now."""
+        return (self._work(rest) + self._outlook.backlog(rest.owner)) / self._outlook.speed(
+            rest.owner
+        )
+
+    def _worthwhile_s(self) -> float:
+        return WORTHWHILE * float(self._before[-1]) / self._outlook.all_speeds()
+
+    def _told(self, replica: Replica, items: list[int]) -> None:
+        work = self._work_of(items)
+        self.num_left -= len(items)
+        self._left_work -= work
+        self._outlook.add(replica, work)
+
+    def _work_of(self, items: list[int]) -> float:
+        return float(self._costs.work[items].sum()) if items else 0.0
+
     def _work(self, rest: _Rest) -> float:
         return float(self._before[rest.end] - self._before[rest.begin])
-
-    def _speed(self, replica: Replica | None) -> float:
-        known = self._speeds
-        if replica in known:
-            return known[replica]
-        return sum(known.values()) / len(known) if known else 1.0
 
     def _shrink(self, rest: _Rest, begin: int) -> None:
         """Items before ``begin`` were taken from the front."""

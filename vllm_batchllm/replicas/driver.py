@@ -36,6 +36,8 @@ _MOST_ITEMS = 256
 _LEAST_MEASURED_S = 5.0
 _FIRST_LEARNT = 64
 _LOOK_EVERY_S = 0.5
+_GUESSED = 0.5
+"""How far work is trusted while nobody has seen an output; see `Assignment.certainty`."""
 
 
 class Work(Protocol):
@@ -121,6 +123,7 @@ class Driver:
         self._learn_at = _FIRST_LEARNT
         self._last_reason = ""
         self._was_ever_up = False
+        assignment.certainty = _GUESSED
         for replica in replicas:
             assignment.set_absent(replica.name)
 
@@ -209,6 +212,7 @@ class Driver:
         slot.num_answered = 0
         slot.is_up = self._was_ever_up = True
         self._assignment.set_present(slot.replica.name)
+        self._assignment.set_backlog(slot.replica.name, 0.0, time.monotonic())
 
     async def _serve(self, slot: Slot) -> None:
         """Keep the slot supplied until there is nothing for it any more."""
@@ -259,7 +263,7 @@ class Driver:
         )
         limit = min(slot.num_running + waiting, capacity.most_in_flight)
         room = limit - len(slot.in_flight)
-        return self._assignment.take(slot.replica.name, min(room, _MOST_ITEMS))
+        return self._assignment.take(slot.replica.name, min(room, _MOST_ITEMS), time.monotonic())
 
     def _end_trial(self, slot: Slot) -> None:
         """All items under trial are answered: none of them was it."""
@@ -278,6 +282,8 @@ class Driver:
                 slot.num_answered += 1
                 self._num_answered += 1
         self._end_trial(slot)
+        backlog = float(self._costs[list(slot.in_flight)].sum())
+        self._assignment.set_backlog(slot.replica.name, backlog, time.monotonic())
         if taken.answers:
             self._learn(slot)
             if not slot.in_flight:
@@ -294,6 +300,7 @@ class Driver:
             if costs is not None:
                 self._costs = costs
                 self._assignment.reweigh(costs)
+                self._assignment.certainty = 1.0
 
     # What becomes of a replica that is gone.
 

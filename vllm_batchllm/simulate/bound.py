@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime, StepWork
-from vllm_batchllm.simulate.run import EngineSizes
-from vllm_batchllm.workloads.batch import Batch, common_prefix_len
+from vllm_batchllm.simulate.placement import prefix_order, shared_before
+from vllm_batchllm.simulate.sizes import EngineSizes
+from vllm_batchllm.workloads.batch import Batch
 
 
 def optimal_hits(prompts: Sequence[list[int]], block_size: int) -> list[int]:
     """Tokens that each prompt hits in prefix order with unlimited memory, by place in `prompts`."""
-    order = sorted(range(len(prompts)), key=lambda place: prompts[place])
+    order = prefix_order(prompts)
     hits = [0] * len(prompts)
-    for before, this in pairwise(order):
-        shared = common_prefix_len(prompts[before], prompts[this])
-        hits[this] = min(shared, len(prompts[this]) - 1) // block_size * block_size
+    for place, shared in zip(
+        order, shared_before(prompts, order, block_size).tolist(), strict=True
+    ):
+        hits[place] = shared
     return hits
 
 

@@ -23,64 +23,46 @@ from vllm_batchllm.errors import UsageError
 from vllm_batchllm.input.trace import TRACE_BLOCK_SIZE
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.environment import describe_environment
-from vllm_batchllm.simulate.arms import DEFAULT_ARMS, arm_names
-from vllm_batchllm.simulate.devices import CPU, DEVICES
-from vllm_batchllm.simulate.models import MODELS
-from vllm_batchllm.workloads.catalog import workload_names
+from vllm_batchllm.simulate.arms import DEFAULT_ARMS
+from vllm_batchllm.simulate.options import (
+    ARMS_HELP,
+    DEVICES_HELP,
+    MODELS_HELP,
+    SOURCES,
+    KvBlocks,
+    Lookahead,
+    MaxNumBatchedTokens,
+    MaxNumSeqs,
+    NumRequests,
+    Options,
+    OutputTokens,
+    Placement,
+    Price,
+    Replicas,
+    ReportFolder,
+    SharedAttention,
+    SlowestSpeed,
+    Tokenizer,
+    WeightBits,
+)
+from vllm_batchllm.simulate.placement import OURS_PLACED
 from vllm_batchllm.workloads.sources import InputOptions, load_batch
 
 if TYPE_CHECKING:  # these import vLLM, which `plan` does without
     from vllm_batchllm.simulate.arms import Arm
+    from vllm_batchllm.simulate.pool import Pool
     from vllm_batchllm.simulate.setup import Setup, SetupOptions
     from vllm_batchllm.simulate.suite import Simulation, SimulationReport
     from vllm_batchllm.workloads.batch import Batch
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
-_SOURCES = f"Workloads ({', '.join(workload_names())}), batch files (.jsonl) or traces."
-_DEVICES = f"One of {', '.join(DEVICES)}, {CPU} (this machine, calibrated)."
-_MODELS = f"One of {', '.join(MODELS)}, or a folder with a config.json."
-_ARMS = f"Policies to compare, several times: {', '.join(arm_names())}."
-
-
-WeightBits = Annotated[float | None, typer.Option(help="Bits of a weight (default: the model's).")]
-NumRequests = Annotated[
-    int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
-]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
-]
-OutputTokens = Annotated[
-    int | None, typer.Option(help="Output of each request of a batch file.", min=1)
-]
-KvBlocks = Annotated[
-    int | None, typer.Option(help="KV blocks (default: what the device has left).")
-]
-MaxNumSeqs = Annotated[
-    int | None, typer.Option(help="Requests at once (default: as vLLM and we choose).")
-]
-MaxNumBatchedTokens = Annotated[
-    int | None, typer.Option(help="Tokens per step (default: vLLM's on the device).")
-]
-Lookahead = Annotated[
-    int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
-]
-SharedAttention = Annotated[
-    bool, typer.Option(help="Also ours with shared attention, between two bounds.")
-]
-Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
-Price = Annotated[
-    float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
-]
-ReportFolder = Annotated[
-    Path | None, typer.Option(help="Folder for the result as one HTML page as well.")
-]
 
 
 def simulate(
-    source: Annotated[list[str] | None, typer.Argument(help=_SOURCES)] = None,
-    device: Annotated[str, typer.Option(help=_DEVICES)] = "A100-80GB",
-    model: Annotated[str, typer.Option(help=_MODELS)] = "Llama-3.1-8B",
-    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help=_ARMS)] = None,
+    source: Annotated[list[str] | None, typer.Argument(help=SOURCES)] = None,
+    device: Annotated[str, typer.Option(help=DEVICES_HELP)] = "A100-80GB",
+    model: Annotated[str, typer.Option(help=MODELS_HELP)] = "Llama-3.1-8B",
+    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help=ARMS_HELP)] = None,
     tensor_parallel: Annotated[int, typer.Option(help="Devices for one model.")] = 1,
     weight_bits: WeightBits = None,
     num_requests: NumRequests = None,
@@ -99,6 +81,9 @@ def simulate(
     memory_utilization: Annotated[float, typer.Option(help="As in vLLM.")] = 0.9,
     prefix_caching: Annotated[bool, typer.Option(help="With prefix caching.")] = True,
     shared_attention: SharedAttention = False,
+    replicas: Replicas = 1,
+    placement: Placement = None,
+    slowest_speed: SlowestSpeed = None,
     option: Options = None,
     price: Price = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the record, simulate.json.")] = None,
@@ -114,6 +99,7 @@ def simulate(
 
         options = dict(parse_options(None, option or []))
         arms = [find_arm(name, options) for name in dict.fromkeys(policy or DEFAULT_ARMS)]
+        pools = _pools(replicas, placement, slowest_speed)
         inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens, trace_block_size)
         engine = SetupOptions(
             device=device,
@@ -130,7 +116,7 @@ def simulate(
         )
         plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
         book = _Book(out, price, _page_writer(report, plans))
-        _run(plans, arms, shared_attention, book)
+        _run(plans, arms, pools, shared_attention, book)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
@@ -185,12 +171,29 @@ class _Book:
             ) from None
 
 
+def _pools(
+    num_replicas: int, placements: Sequence[str] | None, slowest_speed: float | None
+) -> list[Pool]:
+    """One for each placement. Raises UsageError."""
+    from vllm_batchllm.simulate.pool import Pool
+
+    if num_replicas == 1:
+        for name, value in (("--placement", placements), ("--slowest-speed", slowest_speed)):
+            if value is not None:
+                shown = ", ".join(value) if isinstance(value, list) else value
+                raise UsageError(f"{name} {shown} is for several replicas; give --replicas, too")
+        return [Pool()]
+    speed = 1.0 if slowest_speed is None else slowest_speed
+    names = dict.fromkeys(placements or [OURS_PLACED])
+    return [Pool(num_replicas, name, speed) for name in names]
+
+
 def _plans(
     sources: Sequence[str], inputs: InputOptions, engine: SetupOptions
 ) -> list[tuple[Batch, Setup]]:
     """All batches with their engines, read and checked."""
-    from vllm_batchllm.simulate.run import check_fits
     from vllm_batchllm.simulate.setup import make_setup
+    from vllm_batchllm.simulate.sizes import check_fits
 
     batches = [load_batch(source, inputs) for source in dict.fromkeys(sources)]
     plans = [(batch, make_setup(batch, engine)) for batch in batches]
@@ -212,6 +215,7 @@ def _page_writer(
 def _run(
     plans: Sequence[tuple[Batch, Setup]],
     arms: Sequence[Arm],
+    pools: Sequence[Pool],
     compare_attention: bool,
     book: _Book,
 ) -> None:
@@ -219,7 +223,7 @@ def _run(
     from vllm_batchllm.simulate.suite import simulate as run_simulation
 
     num_arms = len(arms) + (len(ATTENTION_BOUNDS) if compare_attention else 0)
-    total = num_arms * sum(batch.num_requests for batch, _ in plans)
+    total = num_arms * len(pools) * sum(batch.num_requests for batch, _ in plans)
     with tqdm(total=total, unit=" requests", file=sys.stderr, dynamic_ncols=True) as bar:
         for batch, setup in plans:
 
@@ -230,6 +234,7 @@ def _run(
                 batch,
                 arms,
                 setup,
+                pools,
                 compare_attention=compare_attention,
                 on_arm=on_arm,
                 on_progress=bar.update,

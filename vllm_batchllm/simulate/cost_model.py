@@ -65,6 +65,10 @@ class StepTime:
         """All parts, one after the other."""
         return math.fsum(getattr(self, field.name) for field in fields(self))
 
+    def divided(self, divisor: float) -> StepTime:
+        """Every part through `divisor`."""
+        return StepTime(*(getattr(self, field.name) / divisor for field in fields(self)))
+
     def add(self, other: StepTime) -> None:
         """Add the parts of another."""
         for field in fields(self):

@@ -13,9 +13,10 @@ from vllm_batchllm.page.page import Drawing, Page, Section, Table
 from vllm_batchllm.page.parts import stacked_parts
 from vllm_batchllm.page.writing import into_folder
 from vllm_batchllm.simulate.arms import SORTED
+from vllm_batchllm.simulate.run import SimulatedRun
 from vllm_batchllm.simulate.setup import Setup
-from vllm_batchllm.simulate.show import duration, header, rows, tuned_as
-from vllm_batchllm.simulate.suite import Simulation, SimulationReport
+from vllm_batchllm.simulate.show import best_cut, duration, engine_of, header, rows, tuned_as
+from vllm_batchllm.simulate.suite import Simulation, SimulationReport, thinned
 from vllm_batchllm.workloads.batch import Batch
 
 PARTS = {
@@ -34,6 +35,12 @@ NOTE = (
     f"“over {SORTED}” is the makespan of sorted requests on stock vLLM over the arm's: above 1, "
     "the arm is faster. With vLLM's attention kernels, no order and no admission takes less than the "
     "lower bound."
+)
+
+POOL_NOTE = (
+    "Simulated, not measured: every replica is a real scheduler with a clock of its own, a cost model stands for the devices. "
+    "“over first” is the makespan of the first row over the arm's. Twice: prompt tokens that replicas compute and one that has the "
+    "whole batch need not, over all prompt tokens; the best cut is the cheapest one into as many equal parts."
 )
 
 
@@ -80,15 +87,15 @@ def _summary(report: SimulationReport) -> list[str]:
     lines = []
     for arm in _arms(report.results):
         speeds = [speed for one in report.results if (speed := one.speed_over(arm)) is not None]
-        if speeds and arm != SORTED:
-            lines.append(f"{arm} against {SORTED}: {_range(speeds)} times as fast.")
+        if speeds and arm != _base(report.results):
+            lines.append(f"{arm} against {_base(report.results)}: {_range(speeds)} times as fast.")
     bounds = [bound for result in report.results if (bound := _bound(result)) is not None]
     if bounds:
         lines.append(
             f"With vLLM's attention kernels, no schedule is more than {_range(bounds)} times as fast "
-            f"as {SORTED}."
+            f"as {_base(report.results)}."
         )
-    engines = dict.fromkeys(_engine(result) for result in report.results)
+    engines = dict.fromkeys(engine_of(result) for result in report.results)
     return lines + [f"Simulated: {engine}." for engine in engines]
 
 
@@ -98,15 +105,18 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _bound(result: Simulation) -> float | None:
-    base = result.run_of(SORTED)
+    base = result.run_of(result.base)
     if base is None or result.bound_s is None:
         return None
     return base.metrics.makespan_s / result.bound_s
 
 
-def _engine(result: Simulation) -> str:
-    engine = result.engine
-    return f"{engine['model']} on {engine['num_devices']} x {engine['device']}"
+def _base(results: Sequence[Simulation]) -> str:
+    return results[0].base if results else SORTED
+
+
+def _note(result: Simulation) -> str:
+    return NOTE if result.num_replicas == 1 else POOL_NOTE
 
 
 def _arms(results: Sequence[Simulation]) -> list[str]:
@@ -114,13 +124,13 @@ def _arms(results: Sequence[Simulation]) -> list[str]:
 
 
 def _overview(results: Sequence[Simulation]) -> Section:
-    return Section("All batches", NOTE, figures=tuple(_comparisons(results)))
+    return Section("All batches", _note(results[0]), figures=tuple(_comparisons(results)))
 
 
 def _comparisons(results: Sequence[Simulation]) -> list[Drawing]:
     """Speeds over sorted and savings, a row for each batch."""
     names = [str(result.workload["name"]) for result in results]
-    arms = _arms(results)
+    arms, base = _arms(results), _base(results)
     saved: Mapping[str, list[float | None]] = {
         arm: [run.metrics.saved_ratio if (run := one.run_of(arm)) else None for one in results]
         for arm in arms
@@ -130,11 +140,11 @@ def _comparisons(results: Sequence[Simulation]) -> list[Drawing]:
     speeds = {
         arm: [(s, s, s) if (s := one.speed_over(arm)) is not None else None for one in results]
         for arm in arms
-        if arm != SORTED
+        if arm != base
     }
     if any(any(row) for row in speeds.values()):
-        label = f"makespan of {SORTED} / makespan of the arm"
-        drawings.insert(0, ratio_bars(names, speeds, label, f"How many times as fast as {SORTED}"))
+        label = f"makespan of {base} / makespan of the arm"
+        drawings.insert(0, ratio_bars(names, speeds, label, f"How many times as fast as {base}"))
     return drawings
 
 
@@ -145,12 +155,12 @@ def _details(report: SimulationReport, result: Simulation, groups: Sequence[Grou
         f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens."
     )
     sizes = (
-        f"{_engine(result)}: {engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens, "
+        f"{engine_of(result)}: {engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens, "
         f"{engine['max_num_batched_tokens']:,} tokens a step, {engine['max_num_seqs']:,} requests "
-        f"at once ({engine['batchllm_max_num_seqs']:,} for batchllm){tuned_as(result)}."
+        f"at once ({engine['batchllm_max_num_seqs']:,} for batchllm){tuned_as(result)}{best_cut(result)}."
     )
     alone = len(report.results) == 1
-    texts = [about, sizes, *([NOTE] if alone else [])]
+    texts = [about, sizes, *([_note(result)] if alone else [])]
     figures = [*(_comparisons([result]) if alone else []), _parts(result), *_steps(result)]
     cells = tuple(map(tuple, rows(report, result)))
     return Section(
@@ -171,12 +181,17 @@ def _parts(result: Simulation) -> Drawing:
 
 def _steps(result: Simulation) -> list[Drawing]:
     num_blocks = int(result.engine["kv_blocks"])
-    tokens = {run.metrics.arm: run.metrics.step_tokens for run in result.runs}
+    tokens = {run.metrics.arm: _curve(run.metrics.step_tokens, run) for run in result.runs}
     held = {
-        run.metrics.arm: [blocks / num_blocks for blocks in run.metrics.step_kv_blocks]
+        run.metrics.arm: [blocks / num_blocks for blocks in _curve(run.metrics.step_kv_blocks, run)]
         for run in result.runs
     }
     drawings = [step_profile(tokens, "tokens", "Tokens in each step")]
     if any(held.values()):
         drawings.append(occupancy(held, "KV blocks held", "Share of KV blocks held in each step"))
     return drawings
+
+
+def _curve(values: Sequence[int], run: SimulatedRun) -> Sequence[float]:
+    """As it is, of several replicas thinned out: they make many more steps than a picture has points."""
+    return values if run.pool is None else thinned(values)

@@ -57,9 +57,15 @@ def build_scheduler(
 
     watermark: vLLM's option, share of the KV blocks that stay free as a request starts.
     """
+    config = make_ring_config(scheduler_cls, spec, watermark)
+    return build_on(scheduler_cls, config, environment=environment)
+
+
+def make_ring_config(scheduler_cls: Any, spec: RingSpec, watermark: float = 0.0) -> VllmConfig:
+    """The configuration of `build_scheduler`."""
     config = make_config(spec, async_scheduling=issubclass(scheduler_cls, AsyncScheduler))
     config.scheduler_config.watermark = watermark
-    return build_on(scheduler_cls, config, environment=environment)
+    return config
 
 
 def build_on(
@@ -125,25 +131,33 @@ def make_config(
     return config
 
 
-def make_requests(batch: Batch, order: Sequence[int], block_size: int) -> list[Request]:
-    """Requests named "0", "1", ... for the prompts of `batch` at the places in `order`.
+class RequestMaker:
+    """Makes requests for the prompts of `batch` one by one.
 
     Blocks are named by Python's own hash of 64 bits, which is some times as fast as vLLM's; of a
     million blocks two are confused with a probability of 1 in 30 million.
     """
-    init_none_hash(_hash)
-    hasher = get_request_block_hasher(block_size, _hash)
-    return [
-        Request(
-            request_id=str(place),
-            prompt_token_ids=batch.prompts[index],
-            sampling_params=_sampling(batch, index),
+
+    def __init__(self, batch: Batch, block_size: int) -> None:
+        init_none_hash(_hash)
+        self._batch, self._hasher = batch, get_request_block_hasher(block_size, _hash)
+
+    def make(self, name: int, index: int, place: int) -> Request:
+        """A request called `name`, for the prompt at `index`, which is the `place`-th that arrives."""
+        return Request(
+            request_id=str(name),
+            prompt_token_ids=self._batch.prompts[index],
+            sampling_params=_sampling(self._batch, index),
             pooling_params=None,
             arrival_time=float(place),
-            block_hasher=hasher,
+            block_hasher=self._hasher,
         )
-        for place, index in enumerate(order)
-    ]
+
+
+def make_requests(batch: Batch, order: Sequence[int], block_size: int) -> list[Request]:
+    """Requests named "0", "1", ... for the prompts of `batch` at the places in `order`."""
+    maker = RequestMaker(batch, block_size)
+    return [maker.make(place, index, place) for place, index in enumerate(order)]
 
 
 def _sampling(batch: Batch, index: int) -> SamplingParams:

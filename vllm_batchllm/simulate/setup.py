@@ -20,8 +20,8 @@ from vllm_batchllm.simulate.devices import CPU, find_device
 from vllm_batchllm.simulate.graphs import Graphs, capture_sizes
 from vllm_batchllm.simulate.memory import num_kv_blocks
 from vllm_batchllm.simulate.models import find_model
-from vllm_batchllm.simulate.run import ArmSizes, EngineSizes
 from vllm_batchllm.simulate.shared_kv import KVReading
+from vllm_batchllm.simulate.sizes import ArmSizes, EngineSizes
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 
 MAX_GRAPH_TOKENS = 512

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vllm_batchllm.simulate.arms import SORTED, TUNED
+from vllm_batchllm.simulate.run import SimulatedRun
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
 
 HEADER = (
@@ -22,6 +23,18 @@ HEADER = (
     "KV held",
     "device-h",
 )
+POOL_HEADER = (
+    "arm, placement",
+    "makespan",
+    "over first",
+    "saved",
+    "twice",
+    "preempted",
+    "thefts",
+    "idle",
+    "device-h",
+)
+"""Of several replicas. Twice: what they compute and one need not, over all prompt tokens."""
 
 
 def duration(seconds: float) -> str:
@@ -31,7 +44,9 @@ def duration(seconds: float) -> str:
 
 def header(report: SimulationReport) -> list[str]:
     """Column titles of `rows`."""
-    return [*HEADER, *(["cost"] if report.price_per_hour is not None else [])]
+    has_pool = any(result.num_replicas > 1 for result in report.results)
+    titles = POOL_HEADER if has_pool else HEADER
+    return [*titles, *(["cost"] if report.price_per_hour is not None else [])]
 
 
 def rows(report: SimulationReport, result: Simulation) -> list[list[str]]:
@@ -41,22 +56,47 @@ def rows(report: SimulationReport, result: Simulation) -> list[list[str]]:
         figures = run.metrics
         speed = result.speed_over(figures.arm)
         hours = result.device_hours(run)
-        mean_kv = run.mean_kv_share(int(result.engine["kv_blocks"]))
         lines.append(
             [
                 figures.arm,
                 duration(figures.makespan_s),
                 "–" if speed is None else f"{speed:.3f}",
-                f"{figures.requests_per_s:.2f}",
-                f"{figures.saved_ratio:.1%}",
-                f"{figures.preemptions}",
-                f"{figures.steps}",
-                "–" if mean_kv is None else f"{mean_kv:.0%}",
+                *_own_columns(result, run),
                 f"{hours:.3f}",
                 *_cost(report, hours),
             ]
         )
     return lines + _bound_row(report, result)
+
+
+def _own_columns(result: Simulation, run: SimulatedRun) -> list[str]:
+    """What is shown of one engine, or of several."""
+    figures, pool = run.metrics, run.pool
+    if pool is None:
+        mean_kv = run.mean_kv_share(int(result.engine["kv_blocks"]))
+        return [
+            f"{figures.requests_per_s:.2f}",
+            f"{figures.saved_ratio:.1%}",
+            f"{figures.preemptions}",
+            f"{figures.steps}",
+            "–" if mean_kv is None else f"{mean_kv:.0%}",
+        ]
+    return [
+        f"{figures.saved_ratio:.1%}",
+        f"{pool.duplicated_tokens / figures.prompt_tokens:.2%}",
+        f"{figures.preemptions}",
+        f"{pool.thefts}",
+        f"{pool.idle_ratio:.0%}",
+    ]
+
+
+def best_cut(result: Simulation) -> str:
+    """What the cheapest cut computes twice, as a clause; empty where nobody cuts."""
+    cuts = (run.pool.optimal_duplicated_tokens for run in result.runs if run.pool is not None)
+    best = next((tokens for tokens in cuts if tokens is not None), None)
+    if best is None:
+        return ""
+    return f"; computed twice by the best cut: {best / int(result.workload['prompt_tokens']):.2%}"
 
 
 def _cost(report: SimulationReport, hours: float) -> list[str]:
@@ -67,7 +107,7 @@ def _cost(report: SimulationReport, hours: float) -> list[str]:
 def _bound_row(report: SimulationReport, result: Simulation) -> list[list[str]]:
     if result.bound_s is None:
         return []
-    base = result.run_of(SORTED)
+    base = result.run_of(result.base)
     speed = "–" if base is None else f"{base.metrics.makespan_s / result.bound_s:.3f}"
     row = ["(lower bound)", duration(result.bound_s), speed]
     return [row + [""] * (len(header(report)) - len(row))]
@@ -75,7 +115,8 @@ def _bound_row(report: SimulationReport, result: Simulation) -> list[list[str]]:
 
 def tuned_as(result: Simulation) -> str:
     """With what the arm `tuned` ran, as a clause; empty where it did not."""
-    run, sizes = result.run_of(TUNED), result.engine.get("tuned")
+    run = next((run for run in result.runs if run.metrics.arm.split(",")[0] == TUNED), None)
+    sizes = result.engine.get("tuned")
     if run is None:
         return ""
     kept = f"; {TUNED}: watermark {run.counters['watermark']:g}"
@@ -87,6 +128,16 @@ def tuned_as(result: Simulation) -> str:
     )
 
 
+def engine_of(result: Simulation) -> str:
+    """Model and devices of all replicas."""
+    engine, num = result.engine, result.num_replicas
+    one = f"{engine['model']} on {engine['num_devices']} x {engine['device']}"
+    if num == 1:
+        return one
+    slow = float(engine["slowest_speed"])
+    return f"{num} replicas of {one}" + ("" if slow == 1 else f", the first at a speed of {slow:g}")
+
+
 def table(report: SimulationReport, result: Simulation) -> Table:
     """A table for the terminal."""
     workload, engine = result.workload, result.engine
@@ -95,8 +146,8 @@ def table(report: SimulationReport, result: Simulation) -> Table:
         padding=0,
         title=f"{workload['name']}: {workload['num_requests']:,} requests, "
         f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens",
-        caption=f"{engine['model']} on {engine['num_devices']} x {engine['device']}, "
-        f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens{tuned_as(result)}",
+        caption=f"{engine_of(result)}, "
+        f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens{tuned_as(result)}{best_cut(result)}",
     )
     cells = rows(report, result)
     for at, title in enumerate(header(report)):  # broken between words, and figures nowhere

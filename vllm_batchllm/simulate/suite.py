@@ -7,13 +7,15 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate.arms import OURS, SORTED, Arm
 from vllm_batchllm.simulate.bound import lower_bound
+from vllm_batchllm.simulate.pool import Pool
+from vllm_batchllm.simulate.replicas import run_replicas
 from vllm_batchllm.simulate.run import OnProgress, SimulatedRun, run_arm
 from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS, Setup, with_reading
 from vllm_batchllm.workloads.batch import Batch
@@ -36,16 +38,29 @@ class Simulation:
         """The run of the arm of that name."""
         return next((run for run in self.runs if run.metrics.arm == arm), None)
 
-    def speed_over(self, arm: str, other: str = SORTED) -> float | None:
-        """Makespan of `other` / makespan of `arm`; None if one of them did not run."""
-        first, second = self.run_of(other), self.run_of(arm)
+    @property
+    def num_replicas(self) -> int:
+        """Engines that share the batch."""
+        return int(self.engine.get("num_replicas", 1))
+
+    @property
+    def base(self) -> str:
+        """The arm that others are compared with: `sorted`; of several replicas the first that ran."""
+        if self.num_replicas == 1 or not self.runs:
+            return SORTED
+        return self.runs[0].metrics.arm
+
+    def speed_over(self, arm: str, other: str | None = None) -> float | None:
+        """Makespan of `other` (None: the base) / makespan of `arm`; None if one of them did not run."""
+        first, second = self.run_of(other or self.base), self.run_of(arm)
         if first is None or second is None:
             return None
         return first.metrics.makespan_s / second.metrics.makespan_s
 
     def device_hours(self, run: SimulatedRun) -> float:
         """Hours of all devices together."""
-        return run.metrics.makespan_s * int(self.engine["num_devices"]) / 3600
+        num_devices = int(self.engine["num_devices"]) * self.num_replicas
+        return run.metrics.makespan_s * num_devices / 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +91,16 @@ def simulate(
     batch: Batch,
     arms: Sequence[Arm],
     setup: Setup,
+    pools: Sequence[Pool] = (Pool(),),
     *,
     compare_attention: bool = False,
     on_arm: Callable[[str], None] = lambda name: None,
     on_progress: OnProgress | None = None,
     on_result: Callable[[Simulation], None] = lambda result: None,
 ) -> Simulation:
-    """Run `batch` by every arm.
+    """Run `batch` by every arm, on every pool of replicas.
 
+    pools: of equally many replicas; of one, an arm is a row of its name, of several, with that of the placement.
     compare_attention: run our arm with each way of reading shared KV, as further arms.
     on_arm: told who is next. on_result: given what is finished after each arm.
 
@@ -100,17 +117,38 @@ def simulate(
             (replace(ours, name=ours.name + suffix), with_reading(setup, reading))
             for suffix, reading in ATTENTION_BOUNDS.items()
         ]
-    result = Simulation(describe(batch), setup.describe(), (), bound.total_s)
-    for arm, using in plans:
-        on_arm(arm.name)
+    result = Simulation(
+        describe(batch), _engine(setup, pools[0]), (), bound.total_s / pools[0].capacity
+    )
+    for (arm, using), pool in product(plans, pools):
+        on_arm(arm.name if pool.num_replicas == 1 else pool.row_of(arm))
         tried = [
-            run_arm(batch, variant, using.sizes, using.costs, saved, on_progress)
-            for variant in arm.variants()
+            _run_arm(batch, variant, using, pool, saved, on_progress) for variant in arm.variants()
         ]
         run = min(tried, key=lambda run: run.metrics.makespan_s)
         result = replace(result, runs=(*result.runs, run))
         on_result(result)
     return result
+
+
+def _engine(setup: Setup, pool: Pool) -> dict[str, Any]:
+    if pool.num_replicas == 1:
+        return setup.describe()
+    more = {"num_replicas": pool.num_replicas, "slowest_speed": pool.slowest_speed}
+    return setup.describe() | more
+
+
+def _run_arm(
+    batch: Batch,
+    arm: Arm,
+    setup: Setup,
+    pool: Pool,
+    saved: int,
+    on_progress: OnProgress | None,
+) -> SimulatedRun:
+    if pool.num_replicas == 1:
+        return run_arm(batch, arm, setup.sizes, setup.costs, saved, on_progress)
+    return run_replicas(batch, arm, setup.sizes, setup.costs, pool, saved, on_progress)
 
 
 def report_to_dict(report: SimulationReport) -> dict[str, Any]:
@@ -148,13 +186,15 @@ def _run(report: SimulationReport, result: Simulation, run: SimulatedRun) -> dic
         if name in metrics:
             metrics[name] = thinned(metrics[name])
     hours = result.device_hours(run)
+    over = "speed_over_sorted" if run.pool is None else "speed_over_first"
     return metrics | {
         "parts": asdict(run.parts),
         "wall_s": run.wall_s,
-        "speed_over_sorted": result.speed_over(run.metrics.arm),
+        over: result.speed_over(run.metrics.arm),
         "device_hours": hours,
         "cost": None if report.price_per_hour is None else hours * report.price_per_hour,
         "counters": run.counters,
+        **({} if run.pool is None else {"pool": asdict(run.pool)}),
     }
 
 

@@ -7,6 +7,7 @@ Lengths below are those of the definitions; `Draw.length` divides them by the sc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -23,6 +24,8 @@ FIRST_TOKEN_ID = 8
 _ALIGNMENT = 32
 #: Tokens of one text; no context is that long, so a scale that asks for more is a slip.
 MOST_TOKENS = 2**20
+#: Vocabularies up to this size are kept as objects.
+_MOST_SHARED_IDS = 2**18
 #: Token ids are 32-bit numbers everywhere.
 MOST_TOKEN_IDS = 2**31
 
@@ -57,8 +60,20 @@ class Draw:
 
     def tokens(self, count: int) -> list[int]:
         """`count` uniform token ids."""
-        ids: list[int] = self.rng.integers(FIRST_TOKEN_ID, self.vocab_size, count).tolist()
+        drawn = self.rng.integers(FIRST_TOKEN_ID, self.vocab_size, count)
+        ids: list[int]
+        if self.vocab_size <= _MOST_SHARED_IDS:
+            ids = _one_object_each(self.vocab_size)[drawn].tolist()
+        else:
+            ids = drawn.tolist()
         return ids
+
+
+@cache
+def _one_object_each(vocab_size: int) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+    """All token ids, so that equal ones in different prompts are one object of Python's: else they need more memory than the
+    prompts themselves, which hold eight bytes a token."""
+    return np.arange(vocab_size).astype(object)
 
 
 def two_part(

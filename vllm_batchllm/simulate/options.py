@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `vllm-batchllm simulate`, and what its help says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vllm_batchllm.simulate.arms import arm_names
+from vllm_batchllm.simulate.devices import CPU, DEVICES
+from vllm_batchllm.simulate.models import MODELS
+from vllm_batchllm.simulate.placement import OURS_PLACED, PLACEMENTS
+from vllm_batchllm.workloads.catalog import workload_names
+
+SOURCES = f"Workloads ({', '.join(workload_names())}), batch files (.jsonl) or traces."
+DEVICES_HELP = f"One of {', '.join(DEVICES)}, {CPU} (this machine, calibrated)."
+MODELS_HELP = f"One of {', '.join(MODELS)}, or a folder with a config.json."
+ARMS_HELP = f"Policies to compare, several times: {', '.join(arm_names())}."
+
+
+WeightBits = Annotated[float | None, typer.Option(help="Bits of a weight (default: the model's).")]
+NumRequests = Annotated[
+    int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
+]
+OutputTokens = Annotated[
+    int | None, typer.Option(help="Output of each request of a batch file.", min=1)
+]
+KvBlocks = Annotated[
+    int | None, typer.Option(help="KV blocks (default: what the device has left).")
+]
+MaxNumSeqs = Annotated[
+    int | None, typer.Option(help="Requests at once (default: as vLLM and we choose).")
+]
+MaxNumBatchedTokens = Annotated[
+    int | None, typer.Option(help="Tokens per step (default: vLLM's on the device).")
+]
+Lookahead = Annotated[
+    int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
+]
+SharedAttention = Annotated[
+    bool, typer.Option(help="Also ours with shared attention, between two bounds.")
+]
+Replicas = Annotated[int, typer.Option(help="Engines that share the batch.")]
+Placement = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Who of several replicas gets which requests, several times: {', '.join(PLACEMENTS)} "
+        f"(default: {OURS_PLACED})."
+    ),
+]
+SlowestSpeed = Annotated[
+    float | None, typer.Option(help="Of the first of several replicas; the others run at 1.")
+]
+Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
+Price = Annotated[
+    float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
+]
+ReportFolder = Annotated[
+    Path | None, typer.Option(help="Folder for the result as one HTML page as well.")
+]

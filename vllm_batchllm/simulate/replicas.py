@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One batch on several replicas: real schedulers in one process, each with a clock of its own.
+
+The replica whose clock is furthest behind makes the next step, so whoever takes from another does it when its turn has come. A
+request is made when it is handed over and dropped when it has ended: what waits costs its tokens and no more.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from vllm_batchllm.measure.metrics import RunInputs, run_metrics
+from vllm_batchllm.measure.recorder import StepRecord, record
+from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
+from vllm_batchllm.simulate.arms import Arm
+from vllm_batchllm.simulate.cost_model import CostModel, StepTime
+from vllm_batchllm.simulate.engine import SimulatedEngine, shared_config
+from vllm_batchllm.simulate.feeds import Feed, FixedFeed, PlannedFeed
+from vllm_batchllm.simulate.placement import FIXED, OURS_PLACED, prefix_order, shared_before
+from vllm_batchllm.simulate.pool import Pool, PoolFigures, Window
+from vllm_batchllm.simulate.ring import RequestMaker
+from vllm_batchllm.simulate.run import OnProgress, SimulatedRun
+from vllm_batchllm.simulate.sizes import EngineSizes, check_fits
+from vllm_batchllm.workloads.batch import Batch
+
+WAKE_STEPS = 8
+"""Steps of a replica after which those that have nothing to do look again."""
+
+
+class _Replica:
+    """One engine, and what it was handed."""
+
+    def __init__(self, number: int, engine: SimulatedEngine) -> None:
+        self.number, self.engine = number, engine
+        self.handed: list[int] = []
+        self.num_steps = 0
+
+    @property
+    def now_s(self) -> float:
+        return self.engine.clock.now_s
+
+    @property
+    def busy_s(self) -> float:
+        return self.engine.parts.total_s
+
+
+def run_replicas(
+    batch: Batch,
+    arm: Arm,
+    sizes: EngineSizes,
+    costs: CostModel,
+    pool: Pool,
+    optimal_saved: int,
+    on_progress: OnProgress | None = None,
+) -> SimulatedRun:
+    """Serve `batch` by `arm` on every replica of `pool`; deterministic but for `plan_s` and `wall_s`.
+
+    metrics: of all replicas together; `makespan_s` is the latest end, `plan_s` the mean, a step that of one replica, in order of
+    time. parts: the mean of the replicas; what they lack to the makespan is idle time.
+
+    Args:
+        optimal_saved: prompt tokens that one replica with the whole batch could save at best.
+
+    Raises:
+        UsageError: a request can never fit into the KV blocks.
+    """
+    check_fits(batch, sizes)
+    began_s = time.perf_counter()
+    planned = None if pool.placement in FIXED else PlannedFeed(batch, costs, pool, sizes.block_size)
+    feed: Feed = FixedFeed(batch, arm, pool) if planned is None else planned
+    window = Window.of(sizes, arm, _num_sharing(pool), _new_tokens(batch, planned, sizes))
+    steps = StepRecord()
+    with ExitStack() as stack:
+        stack.enter_context(_left_alone_by_the_collector())
+        replicas = _make_replicas(batch, arm, sizes, costs, pool, feed)
+        for replica in replicas:
+            stack.enter_context(record(replica.engine.scheduler, into=steps))
+        maker = RequestMaker(batch, sizes.block_size)
+        _Serving(batch, feed, window, maker, replicas, on_progress).run()
+    steps.plan_s /= pool.num_replicas
+    inputs = RunInputs(batch.num_requests, batch.prompt_tokens, batch.output_tokens, optimal_saved)
+    makespan_s = max(replica.now_s for replica in replicas)
+    modes = sum((replica.engine.modes for replica in replicas), Counter[str]())
+    return SimulatedRun(
+        metrics=run_metrics(pool.row_of(arm), 0, inputs, steps, makespan_s),
+        parts=_mean_parts(replicas),
+        wall_s=time.perf_counter() - began_s,
+        counters={"watermark": arm.watermark},
+        graph_modes=dict(modes),
+        pool=_figures(batch, sizes, pool, planned, replicas, optimal_saved),
+    )
+
+
+def _make_replicas(
+    batch: Batch, arm: Arm, sizes: EngineSizes, costs: CostModel, pool: Pool, feed: Feed
+) -> list[_Replica]:
+    config = shared_config(batch, arm, sizes)
+    replicas = []
+    for number, speed in enumerate(pool.speeds):
+        told = partial(feed.worked, number)
+        engine = SimulatedEngine(batch, arm, sizes, costs, config=config, speed=speed, on_work=told)
+        replicas.append(_Replica(number, engine))
+        gc.freeze()  # an engine is as many objects as it has KV blocks, and they stay
+    return replicas
+
+
+def _num_sharing(pool: Pool) -> int:
+    return pool.num_replicas if pool.placement == OURS_PLACED else 0
+
+
+def _new_tokens(batch: Batch, planned: PlannedFeed | None, sizes: EngineSizes) -> float:
+    if planned is not None:
+        return planned.new_tokens
+    order = prefix_order(batch.prompts)
+    hits = shared_before(batch.prompts, order, sizes.block_size, batch.limits)
+    return (batch.prompt_tokens - int(hits.sum())) / batch.num_requests
+
+
+class _Serving:
+    """A batch being served."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        feed: Feed,
+        window: Window,
+        maker: RequestMaker,
+        replicas: list[_Replica],
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._batch, self._feed, self._window, self._maker = batch, feed, window, maker
+        self._replicas, self._on_progress = replicas, on_progress
+        self._turns = [(0.0, replica.number) for replica in replicas]
+        self._asleep: dict[int, None] = {}
+
+    def run(self) -> None:
+        """Until all have ended."""
+        for replica in self._replicas:
+            self._feed.look(replica.number, 0.0, 0.0)
+        while self._turns:
+            _, number = heapq.heappop(self._turns)
+            replica = self._replicas[number]
+            self._fill(replica, replica.now_s)
+            if not replica.engine.has_work():
+                self._asleep[number] = None
+                continue
+            self._step(replica)
+            heapq.heappush(self._turns, (replica.now_s, number))
+
+    def _step(self, replica: _Replica) -> None:
+        ended = replica.engine.step()
+        replica.num_steps += 1
+        for name in ended:
+            del replica.engine.ends[name]
+            self._feed.ended(replica.number, int(name))
+        if self._on_progress and ended:
+            self._on_progress(len(ended))
+        self._feed.look(replica.number, replica.busy_s, replica.now_s)
+        if replica.num_steps % WAKE_STEPS == 0:
+            self._wake(replica.now_s)
+
+    def _fill(self, replica: _Replica, now_s: float) -> None:
+        """Hand over what the window lets in."""
+        engine, feed = replica.engine, self._feed
+        limit = self._window.limit(feed.num_left, len(engine.scheduler.running))
+        while (room := limit - engine.num_waiting) > 0:
+            places = feed.take(replica.number, room, now_s)
+            if not places:
+                break
+            for place in places:
+                engine.ends[str(place)] = self._batch.output_lens[place]
+                engine.scheduler.add_request(self._maker.make(place, place, len(replica.handed)))
+                replica.handed.append(place)
+
+    def _wake(self, now_s: float) -> None:
+        """Those who had nothing to do look whether there is something to take, now that more is known."""
+        for number in [*self._asleep] if self._feed.num_left else ():
+            replica = self._replicas[number]
+            self._fill(replica, now_s)
+            if replica.engine.has_work():
+                del self._asleep[number]
+                replica.engine.clock.now_s = max(replica.now_s, now_s)
+                heapq.heappush(self._turns, (replica.now_s, number))
+
+
+@contextmanager
+def _left_alone_by_the_collector() -> Iterator[None]:
+    """Python's collector does not look at what is there now, nor at what is frozen later: prompts of a large batch are some hundred
+    million references, which each of its full rounds would follow."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _mean_parts(replicas: list[_Replica]) -> StepTime:
+    total = StepTime()
+    for replica in replicas:
+        total.add(replica.engine.parts)
+    return total.divided(len(replicas))
+
+
+def _figures(
+    batch: Batch,
+    sizes: EngineSizes,
+    pool: Pool,
+    planned: PlannedFeed | None,
+    replicas: list[_Replica],
+    optimal_saved: int,
+) -> PoolFigures:
+    saved = sum(_optimal_saved(batch, replica.handed, sizes.block_size) for replica in replicas)
+    ends_s = [replica.now_s for replica in replicas]
+    busy_s = math.fsum(replica.busy_s for replica in replicas)
+    return PoolFigures(
+        num_replicas=pool.num_replicas,
+        placement=pool.placement,
+        slowest_speed=pool.slowest_speed,
+        duplicated_tokens=optimal_saved - saved,
+        optimal_duplicated_tokens=None if planned is None else planned.cheapest_tokens(),
+        thefts=0 if planned is None else planned.assignment.num_stolen,
+        idle_ratio=max(1 - busy_s / (len(replicas) * max(ends_s)), 0.0),
+        ends_s=tuple(ends_s),
+        num_requests=tuple(len(replica.handed) for replica in replicas),
+    )
+
+
+def _optimal_saved(batch: Batch, places: list[int], block_size: int) -> int:
+    """Prompt tokens that a replica with these requests can save at best."""
+    limits = batch.limits
+    return optimal_saved_tokens(
+        [batch.prompts[place] for place in places],
+        block_size,
+        limits=None if limits is None else [limits[place] for place in places],
+    )
