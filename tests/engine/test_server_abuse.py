@@ -75,7 +75,7 @@ def batch_lines() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def figures(batch_runs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One run of the driver; the batch runs start up at the same time."""
     folder = tmp_path_factory.mktemp("abuse")
     with serving(MODEL, folder, "--shutdown-timeout", "120") as server:
@@ -129,6 +129,7 @@ def read_answers(runs: dict[str, Any], scheduler: str) -> dict[str, Any]:
     return {line["custom_id"]: line for line in lines}
 
 
+@pytest.mark.long
 def test_run_batch_gives_stocks_answers(batch_runs) -> None:
     stock, ours = (read_answers(batch_runs, name) for name in ("stock", "batchllm"))
     assert list(ours) == list(stock), "order of lines"
@@ -148,6 +149,7 @@ def test_run_batch_gives_stocks_answers(batch_runs) -> None:
     assert "Scheduler: batchllm" not in batch_runs["stock"][2].read_text()
 
 
+@pytest.mark.long
 def test_run_batch_goes_on_behind_bad_lines_as_stock_does(batch_runs) -> None:
     stock, ours = (read_answers(batch_runs, name) for name in ("stock", "batchllm"))
     for custom_id in ("unknown model", "too long", "unknown url", "streaming"):

@@ -15,6 +15,7 @@ from entries_jobs import JOBS
 from entries_kv_cache import KV_CACHE
 from entries_llm import LLM
 from entries_ranks import RANKS
+from entries_replicas import REPLICAS
 from entries_scheduler import SCHEDULING
 from entries_stats import STATS
 from vllm_symbol import Entry, VLLMSymbol
@@ -30,6 +31,7 @@ SYMBOLS: tuple[VLLMSymbol, ...] = (
     *STATS,
     *BATCH_API,
     *RANKS,
+    *REPLICAS,
 )
 
 LEDGER: tuple[Entry, ...] = (*SYMBOLS, *ATTRIBUTES)

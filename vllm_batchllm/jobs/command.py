@@ -29,6 +29,7 @@ from vllm_batchllm.jobs.runner import EngineKeepsDyingError
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.jobs.summary import table, write_report
 from vllm_batchllm.measure.command_line import quieten, tell_page
+from vllm_batchllm.replicas.errors import NotPlacedError
 
 EXIT_DONE, EXIT_FAILED, EXIT_SOME_ERRORS, EXIT_USAGE, EXIT_RESUME = 0, 1, 2, 64, 75
 _OVER = ("done", "interrupted", "failed")
@@ -79,6 +80,9 @@ def _run(job: Job, session: JobSession, report: Path | None) -> int:
     except KeyboardInterrupt:
         progress.say("interrupted", "run the same command again to go on")
         code = EXIT_RESUME
+    except NotPlacedError as error:
+        progress.say("failed", str(error))
+        return _refuse(error)
     except (EngineKeepsDyingError, UsageError, OSError) as error:
         reason = str(error)
         if isinstance(error, OSError):

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of a batch that no replica is left for."""
+"""Errors of batches for which there are no replicas."""
 
 from __future__ import annotations
+
+from vllm_batchllm.errors import UsageError
+
+
+class NotPlacedError(UsageError):
+    """Replicas cannot be had as they were asked for; nothing was begun. The message names the way out."""
 
 
 class NoReplicaLeftError(RuntimeError):

@@ -9,8 +9,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_batchllm.errors import UsageError
 from vllm_batchllm.log import get_logger
+from vllm_batchllm.replicas.errors import NotPlacedError
 
 logger = get_logger(__name__)
 
@@ -62,12 +62,12 @@ def import_ray(what: str) -> Any:
         what: that needs it, as the user has said it.
 
     Raises:
-        UsageError: it is not installed; says how to.
+        NotPlacedError: it is not installed; says how to.
     """
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise UsageError(
+        raise NotPlacedError(
             f"{what} needs Ray, which cannot be imported ({error}): {_INSTALL}"
         ) from None
 
@@ -76,7 +76,7 @@ def connect(address: str | None, what: str) -> Cluster:
     """Connect to the cluster at ``address``, to that of ``RAY_ADDRESS``, or start one here.
 
     Raises:
-        UsageError: there is no Ray, the cluster does not answer within `ANSWER_S`, or runs another version of it.
+        NotPlacedError: there is no Ray, the cluster does not answer within `ANSWER_S`, or runs another version of it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = import_ray(what)
@@ -84,7 +84,7 @@ def connect(address: str | None, what: str) -> Cluster:
         return Cluster(ray, was_there=True)
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None and address.startswith("ray://"):
-        raise UsageError(
+        raise NotPlacedError(
             f"--ray-address {address}: Ray's client protocol is not used here; start the command on a node of the "
             "cluster (for instance by `ray job submit`) with --ray-address auto"
         )
@@ -110,13 +110,13 @@ def _init_within(ray: Any, address: str, seconds: float) -> None:
     thread.start()
     thread.join(seconds)
     if not outcome:
-        raise UsageError(
+        raise NotPlacedError(
             f"the Ray cluster at {address} has not answered for {seconds:.0f} s; is it there, and may this machine reach it?"
         )
     error = outcome[0]
     if error is not None:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"the Ray cluster at {address} cannot be used: {first}")
+        raise NotPlacedError(f"the Ray cluster at {address} cannot be used: {first}")
 
 
 def check_room(cluster: Cluster, shape: ReplicaShape, num_replicas: int) -> None:
@@ -125,7 +125,7 @@ def check_room(cluster: Cluster, shape: ReplicaShape, num_replicas: int) -> None
     On this machine alone all of them must fit, as nothing will ever join. In a cluster one must; others are started as nodes come.
 
     Raises:
-        UsageError: names what is wanted, what there is, and the way out.
+        NotPlacedError: names what is wanted, what there is, and the way out.
     """
     nodes = [node["Resources"] for node in cluster.ray.nodes() if node["Alive"]]
     fits = sum(_num_fitting(node, shape.bundle) for node in nodes)
@@ -138,12 +138,12 @@ def check_room(cluster: Cluster, shape: ReplicaShape, num_replicas: int) -> None
         f"{num_replicas} replicas of {shape.num_cpus if shape.on_cpu else shape.world_size} {kind}s"
     )
     if not fits:
-        raise UsageError(
+        raise NotPlacedError(
             f"{wanted} each were asked for, and no node of the cluster has as many (in all it has {there}); "
             "make --tensor-parallel-size times --pipeline-parallel-size smaller"
         )
     if fits < num_replicas and cluster.is_own:
-        raise UsageError(
+        raise NotPlacedError(
             f"{wanted} each were asked for, and this machine has {there}: room for {fits}. Ask for fewer, or name a "
             "cluster by --ray-address"
         )
@@ -167,12 +167,12 @@ def check_executor(shape: ReplicaShape) -> None:
     """See that a replica may be larger than a node.
 
     Raises:
-        UsageError: what vLLM needs for that is not installed.
+        NotPlacedError: what vLLM needs for that is not installed.
     """
     try:
         importlib.import_module("cupy")
     except ImportError:
-        raise UsageError(
+        raise NotPlacedError(
             f"a replica of {shape.world_size} GPUs is larger than any node, and vLLM's Ray executor, which spreads it, "
             f"needs more of Ray: {_INSTALL_EXECUTOR}"
         ) from None

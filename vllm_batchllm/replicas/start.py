@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vllm_batchllm.errors import UsageError
 from vllm_batchllm.replicas.environment import replica_environment
+from vllm_batchllm.replicas.errors import NotPlacedError
 from vllm_batchllm.replicas.host import MakeWorker
 from vllm_batchllm.replicas.ray_cluster import Cluster, ReplicaShape, check_room, connect
 from vllm_batchllm.replicas.ray_replica import RayReplica
@@ -36,7 +36,7 @@ def replicas_of(
         what: asks for them, in the user's words.
 
     Raises:
-        UsageError: no Ray, a cluster that does not answer, or no room in it.
+        NotPlacedError: no Ray, a cluster that does not answer, or no room in it.
     """
     check_number(options.num_replicas, what)
     cluster = connect(options.ray_address, what)
@@ -63,6 +63,6 @@ def _shape(cluster: Cluster, options: ReplicaOptions) -> ReplicaShape:
 
 
 def check_number(num_replicas: int, what: str) -> None:
-    """Raise UsageError unless it is 1 or more."""
+    """Raise NotPlacedError unless it is 1 or more."""
     if num_replicas < 1:
-        raise UsageError(f"{what}: there must be 1 replica or more")
+        raise NotPlacedError(f"{what}: there must be 1 replica or more")
