@@ -90,6 +90,7 @@ class LineWorker:
         self._server: Any = None
         self._file: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_over = False
 
     def start(self) -> Capacity:
         """Start the engine. Raises whatever keeps it from starting."""
@@ -142,6 +143,10 @@ class LineWorker:
             self._capacity = Capacity(engine.max_num_seqs, self._file is not None)
             self._ready.set()
             await engine.server.gone.wait()
+            self._is_over = True
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _begin(self, given: list[Given]) -> None:
         for item, where in given:
@@ -152,7 +157,9 @@ class LineWorker:
     async def _serve(self, item: int, where: LineAt | LineItself) -> None:
         try:
             line = self._line(where)
-            self._outbox.put(item, await self._server.serve(line))
+            answer = await self._server.serve(line)
+            if not self._is_over:  # handlers answer a cancellation with an error; it is none
+                self._outbox.put(item, answer)
         except EngineGoneError as error:
             self._outbox.fail(str(error))
         except BadLineError as error:  # the driver has read it otherwise: the file has changed
