@@ -33,7 +33,7 @@ def replica_pids() -> list[int]:
             name = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if name.startswith(b"ray::ReplicaHost"):
+        if name.startswith(b"ray::") and b"ReplicaHost" in name:
             found.append(int(folder.name))
     return sorted(found)
 
