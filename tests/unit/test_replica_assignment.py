@@ -195,6 +195,21 @@ def test_what_costs_more_to_cut_than_to_leave_is_left():
     assert run_alone(assignment, "victim") == [1, 2, 3]
 
 
+def test_one_of_many_that_end_late_is_helped_where_it_is_cheap_alone():
+    def stolen(price: float, late: float) -> int:
+        costs = Costs(np.full(40, 10.0), np.full(40, price))
+        assignment = Assignment(costs, ["a", "b", "c", "d"])
+        for name in "abcd":
+            assignment.set_speed(name, 1.0)
+            assignment.set_backlog(name, late if name == "a" else 0.0)
+        assert assignment.take("idle", 1) or price
+        return assignment.num_stolen
+
+    assert stolen(price=0.1, late=0.0) == 1
+    assert stolen(price=12.0, late=0.0) == 0, "the other three end as late"
+    assert stolen(price=12.0, late=90.0) == 1
+
+
 def test_what_came_back_goes_first_and_to_anybody():
     assignment = Assignment(Costs(np.ones(10), np.zeros(10)), ["a", "b"])
     assert assignment.take("a", 3) == [0, 1, 2]

@@ -167,8 +167,7 @@ class Assignment:
         known = self._outlook
         if not self._steals or not known.has_backlog(replica):
             return float("inf")
-        all_s = (known.all_backlogs() + self._left_work) / known.all_speeds()
-        most_s = self.certainty * all_s + self._worthwhile_s()
+        most_s = self.certainty * self._all_end_s() + self._worthwhile_s()
         return most_s * known.speed(replica) - known.backlog(replica)
 
     def _found(self, replica: Replica) -> _Rest | None:
@@ -193,7 +192,8 @@ class Assignment:
     def _best_cut(self, rest: _Rest, thief: Replica) -> int | None:
         """Where a theft begins: the cheapest place of those at which both end about as early as possible.
 
-        None if the victim is ready about as early alone, or what is gained is too little for what is computed again.
+        None if what is gained is too little for what is computed again. Before all could end at best, nothing is gained: one of
+        many that end late is not helped at a high price.
         """
         victim_speed, thief_speed = self._outlook.speed(rest.owner), self._outlook.speed(thief)
         places = np.arange(rest.begin, rest.end)
@@ -201,8 +201,8 @@ class Assignment:
         stays = self._before[places] - self._before[rest.begin] + self._outlook.backlog(rest.owner)
         goes = self._before[rest.end] - self._before[places] + price + self._outlook.backlog(thief)
         ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
-        least_gain = self._worthwhile_s() + PRICES * price / thief_speed
-        pays = ends <= self._ends_alone_s(rest) - least_gain
+        gain = self._ends_alone_s(rest) - np.maximum(ends, self._all_end_s())
+        pays = gain >= self._worthwhile_s() + PRICES * price / thief_speed
         if not pays.any():
             return None
         near = ends[pays].min() + TOLERANCE * self._work(rest) / victim_speed
@@ -215,6 +215,10 @@ class Assignment:
         return (self._work(rest) + self._outlook.backlog(rest.owner)) / self._outlook.speed(
             rest.owner
         )
+
+    def _all_end_s(self) -> float:
+        """When all that is left is done if everybody is busy until then, from now."""
+        return (self._outlook.all_backlogs() + self._left_work) / self._outlook.all_speeds()
 
     def _worthwhile_s(self) -> float:
         return WORTHWHILE * float(self._before[-1]) / self._outlook.all_speeds()
