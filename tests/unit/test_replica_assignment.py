@@ -201,6 +201,21 @@ def test_the_last_item_of_one_that_has_not_started_is_taken():
     assert sorted(run_alone(assignment, "here")) == list(range(8))
 
 
+def test_one_of_many_that_end_late_is_helped_where_it_is_cheap_alone():
+    def stolen(price: float, late: float) -> int:
+        costs = Costs(np.full(40, 10.0), np.full(40, price))
+        assignment = Assignment(costs, ["a", "b", "c", "d"])
+        for name in "abcd":
+            assignment.set_speed(name, 1.0)
+            assignment.set_backlog(name, late if name == "a" else 0.0)
+        assert assignment.take("idle", 1) or price
+        return assignment.num_stolen
+
+    assert stolen(price=0.1, late=0.0) == 1
+    assert stolen(price=12.0, late=0.0) == 0, "the other three end as late"
+    assert stolen(price=12.0, late=90.0) == 1
+
+
 def test_what_came_back_goes_first_and_to_anybody():
     assignment = Assignment(Costs(np.ones(10), np.zeros(10)), ["a", "b"])
     assert assignment.take("a", 3) == [0, 1, 2]

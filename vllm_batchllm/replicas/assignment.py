@@ -153,31 +153,33 @@ class Assignment:
     def _next(self, replica: Replica) -> _Rest | None:
         """Where the replica goes on; None if it has enough, or nothing is left for it."""
         rest = self._own(replica)
-        if rest is not None and self._is_small(rest):
+        if rest is not None and self._nobody_comes(rest):
             return rest
         return None if self._room(replica) < 0 else rest or self._found(replica)
 
     def _enough(self, replica: Replica, rest: _Rest) -> int:
         """Behind which item of a rest the replica is busy until all others end; at least the first is let in."""
-        if self._is_small(rest):
+        if self._nobody_comes(rest):
             return rest.end
         most = self._before[rest.begin] + self._room(replica)
         return max(int(np.searchsorted(self._before, most)), rest.begin + 1)
 
-    def _is_small(self, rest: _Rest) -> bool:
-        """Whether nobody else would come for it."""
-        work = self._work(rest) - self._worthwhile_s() * self._outlook.speed(rest.owner)
-        if work <= 0 or work > PRICES * self._dearest:
-            return work <= 0
-        return work <= PRICES * float(self._costs.shared[rest.begin : rest.end].min())
+    def _nobody_comes(self, rest: _Rest) -> bool:
+        """Whether it is too little for anybody else: its owner ends with it about as early as the batch can end."""
+        speed = self._outlook.speed(rest.owner)
+        late = (
+            self._ends_alone_s(rest) - self._batch_end_s(rest.owner) - self._worthwhile_s()
+        ) * speed
+        if late <= 0 or late > PRICES * self._dearest:
+            return late <= 0
+        return late <= PRICES * float(self._costs.shared[rest.begin : rest.end].min())
 
     def _room(self, replica: Replica) -> float:
         """Work of which the replica may be told until it is busy as long as all others, if they do all that is left."""
         known = self._outlook
         if not self._steals or not known.has_backlog(replica):
             return float("inf")
-        all_s = (known.all_backlogs() + self._left_work) / known.all_speeds()
-        most_s = self.certainty * all_s + self._worthwhile_s()
+        most_s = self.certainty * self._all_end_s() + self._worthwhile_s()
         return most_s * known.speed(replica) - known.backlog(replica)
 
     def _found(self, replica: Replica) -> _Rest | None:
@@ -202,7 +204,8 @@ class Assignment:
     def _best_cut(self, rest: _Rest, thief: Replica) -> int | None:
         """Where a theft begins: the cheapest place of those at which both end about as early as possible.
 
-        None if the victim is there and ready about as early alone, or what is gained is too little for what is computed again.
+        None if what is gained is too little for what is computed again. Before the batch can end, nothing is gained: one of many
+        that end late is not helped at a price. From one that has not started all may be taken.
         """
         victim_speed, thief_speed = self._outlook.speed(rest.owner), self._outlook.speed(thief)
         places = np.arange(rest.begin, rest.end)
@@ -210,8 +213,9 @@ class Assignment:
         stays = self._before[places] - self._before[rest.begin] + self._outlook.backlog(rest.owner)
         goes = self._before[rest.end] - self._before[places] + price + self._outlook.backlog(thief)
         ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
-        least_gain = self._worthwhile_s() + PRICES * price / thief_speed
-        pays = ends <= self._ends_alone_s(rest) - least_gain
+        best_end = np.where(price > 0, self._batch_end_s(rest.owner), self._all_end_s())
+        gain = self._ends_alone_s(rest) - np.maximum(ends, best_end)
+        pays = gain >= self._worthwhile_s() + PRICES * price / thief_speed
         if rest.owner in self._absent:
             pays[:] = True
         if not pays.any():
@@ -226,6 +230,14 @@ class Assignment:
         return (self._work(rest) + self._outlook.backlog(rest.owner)) / self._outlook.speed(
             rest.owner
         )
+
+    def _all_end_s(self) -> float:
+        """When all that is left is done if everybody is busy until then, from now."""
+        return (self._outlook.all_backlogs() + self._left_work) / self._outlook.all_speeds()
+
+    def _batch_end_s(self, replica: Replica | None) -> float:
+        """When the batch can end at best, from now, whatever this replica gives away: others keep what they were told of."""
+        return max(self._all_end_s(), self._outlook.latest_s(replica))
 
     def _worthwhile_s(self) -> float:
         return WORTHWHILE * float(self._before[-1]) / self._outlook.all_speeds()

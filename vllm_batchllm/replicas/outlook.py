@@ -68,6 +68,11 @@ class Outlook:
         """Of everybody together."""
         return sum(map(self.backlog, self._backlogs))
 
+    def latest_s(self, but: Replica | None) -> float:
+        """When the last of the others has done its backlog, from now."""
+        others = (each for each in self._backlogs if each != but)
+        return max((self.backlog(each) / self.speed(each) for each in others), default=0.0)
+
     def all_speeds(self) -> float:
         """Of all that take part; those that are not known are as fast as the mean."""
         num, known = max(len(self._crew), 1), self._speeds
