@@ -12,7 +12,7 @@ import numpy as np
 
 from vllm_batchllm.replicas.assignment import Assignment
 from vllm_batchllm.replicas.cut import Costs, Floats
-from vllm_batchllm.replicas.driver import DriveLimits, Driver
+from vllm_batchllm.replicas.driver import Driver
 from vllm_batchllm.replicas.replica import (
     Capacity,
     Given,
@@ -20,6 +20,7 @@ from vllm_batchllm.replicas.replica import (
     ReplicaGoneError,
     Taken,
 )
+from vllm_batchllm.replicas.slot import DriveLimits
 
 STEP_S = 0.002
 

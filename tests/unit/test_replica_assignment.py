@@ -16,7 +16,7 @@ from vllm_batchllm.replicas.assignment import (
     Assignment,
     waiting_limit,
 )
-from vllm_batchllm.replicas.cut import Costs
+from vllm_batchllm.replicas.cut import SLACK, Costs
 
 
 def costs_of(seed: int, num_items: int) -> Costs:
@@ -133,9 +133,13 @@ def test_a_theft_is_as_good_as_any_and_cheap(
         for place in range(num_items)
     }
     gain = {place: alone - end for place, end in ends.items()}
-    least = {p: worthwhile + PRICES * costs.shared[p] / thief_speed for p in ends}
-    pays = {place: end for place, end in ends.items() if gain[place] >= least[place]}
     all_end = (victim_backlog + thief_backlog + work) / (victim_speed + thief_speed)
+    dear = max(worthwhile, SLACK * max(all_end, thief_backlog / thief_speed))
+    least = {
+        p: (dear if costs.shared[p] else worthwhile) + PRICES * costs.shared[p] / thief_speed
+        for p in ends
+    }
+    pays = {place: end for place, end in ends.items() if gain[place] >= least[place]}
     if not pays or thief_backlog / thief_speed > all_end + worthwhile:
         assert taken == [], "nothing is worth it, or it has enough"
         return

@@ -11,9 +11,9 @@ import pytest
 from replicas_world import FakeReplica, drive, no_place
 
 from vllm_batchllm.replicas import driver as driver_module
-from vllm_batchllm.replicas.driver import DriveLimits
 from vllm_batchllm.replicas.errors import NoReplicaLeftError
 from vllm_batchllm.replicas.replica import ReplicaGoneError
+from vllm_batchllm.replicas.slot import DriveLimits
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from vllm_batchllm.llm import ReplicatedLLM
 from vllm_batchllm.offline.engine import OfflineEngine
 from vllm_batchllm.replicas.engine_worker import BatchBooks
 from vllm_batchllm.replicas.llm_methods import ReplicatedMethods
+from vllm_batchllm.replicas.llm_of_all import MethodsOfAll
 from vllm_batchllm.replicas.llm_options import for_one_engine, num_replicas_of
 from vllm_batchllm.replicas.llm_report import merged_report
 from vllm_batchllm.replicas.llm_ways import WAYS, NotWithReplicasError, Way
@@ -39,8 +40,10 @@ def test_no_public_name_is_without_a_way():
 
 @pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way is not Way.REFUSED])
 def test_what_is_served_is_taken_over(name):
-    taken_over = name in vars(ReplicatedMethods) or name in inspect.getsource(
-        ReplicatedMethods.__init__
+    taken_over = (
+        name in vars(ReplicatedMethods)
+        or name in vars(MethodsOfAll)
+        or name in inspect.getsource(ReplicatedMethods.__init__)
     )
     builds_on_those = {
         "loglikelihood",

@@ -17,9 +17,10 @@ from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.replicas.assignment import Assignment
 from vllm_batchllm.replicas.cut import Costs, Floats
-from vllm_batchllm.replicas.driver import DriveLimits, Driver
+from vllm_batchllm.replicas.driver import Driver
 from vllm_batchllm.replicas.errors import NoReplicaLeftError
 from vllm_batchllm.replicas.replica import Capacity, Given, Replica
+from vllm_batchllm.replicas.slot import DriveLimits
 
 logger = get_logger(__name__)
 

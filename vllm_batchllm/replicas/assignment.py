@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from vllm_batchllm.replicas.cut import Costs, Floats, Ints, cheapest_cuts
+from vllm_batchllm.replicas.cut import SLACK, Costs, Floats, Ints, cheapest_cuts
 from vllm_batchllm.replicas.outlook import Outlook, Replica
 
 TOLERANCE = 0.05
@@ -213,9 +213,11 @@ class Assignment:
         stays = self._before[places] - self._before[rest.begin] + self._outlook.backlog(rest.owner)
         goes = self._before[rest.end] - self._before[places] + price + self._outlook.backlog(thief)
         ends: Floats = np.maximum(stays / victim_speed, goes / thief_speed)
-        best_end = np.where(price > 0, self._batch_end_s(rest.owner), self._all_end_s())
+        end_s, is_dear = self._batch_end_s(rest.owner), price > 0
+        best_end = np.where(is_dear, end_s, self._all_end_s())
         gain = self._ends_alone_s(rest) - np.maximum(ends, best_end)
-        pays = gain >= self._worthwhile_s() + PRICES * price / thief_speed
+        least_gain = np.where(is_dear, self._dear_s(end_s), self._worthwhile_s())
+        pays = gain >= least_gain + PRICES * price / thief_speed
         if rest.owner in self._absent:
             pays[:] = True
         if not pays.any():
@@ -238,6 +240,10 @@ class Assignment:
     def _batch_end_s(self, replica: Replica | None) -> float:
         """When the batch can end at best, from now, whatever this replica gives away: others keep what they were told of."""
         return max(self._all_end_s(), self._outlook.latest_s(replica))
+
+    def _dear_s(self, end_s: float) -> float:
+        """What a theft that costs something must bring: no less than the cut let parts differ."""
+        return max(self._worthwhile_s(), SLACK * end_s)
 
     def _worthwhile_s(self) -> float:
         return WORTHWHILE * float(self._before[-1]) / self._outlook.all_speeds()

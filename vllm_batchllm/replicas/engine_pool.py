@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.replicas.assignment import Assignment
 from vllm_batchllm.replicas.cut import Floats
-from vllm_batchllm.replicas.driver import DriveLimits, Driver
+from vllm_batchllm.replicas.driver import Driver
 from vllm_batchllm.replicas.engine_worker import Asked, BatchBooks, EngineWorker
 from vllm_batchllm.replicas.kept_replica import KeptReplica
 from vllm_batchllm.replicas.prompt_order import OrderedPrompts
 from vllm_batchllm.replicas.replica import Capacity, Given, ReplicaGoneError
+from vllm_batchllm.replicas.slot import DriveLimits
 from vllm_batchllm.replicas.start import ReplicaOptions, replicas_of
 
 logger = get_logger(__name__)

@@ -30,8 +30,8 @@ from vllm_batchllm.simulate.run import OnProgress, SimulatedRun
 from vllm_batchllm.simulate.sizes import EngineSizes, check_fits
 from vllm_batchllm.workloads.batch import Batch
 
-WAKE_STEPS = 8
-"""Steps of a replica after which those that have nothing to do look again."""
+ASK_AGAIN = 0.01
+"""Share of the time so far after which a replica that got nothing asks again."""
 
 
 class _Replica:
@@ -40,7 +40,7 @@ class _Replica:
     def __init__(self, number: int, engine: SimulatedEngine) -> None:
         self.number, self.engine = number, engine
         self.handed: list[int] = []
-        self.num_steps = 0
+        self.asks_at_s = 0.0
 
     @property
     def now_s(self) -> float:
@@ -139,6 +139,7 @@ class _Serving:
         self._replicas, self._on_progress = replicas, on_progress
         self._turns = [(0.0, replica.number) for replica in replicas]
         self._asleep: dict[int, None] = {}
+        self._wakes_at_s = 0.0
 
     def run(self) -> None:
         """Until all have ended."""
@@ -156,23 +157,25 @@ class _Serving:
 
     def _step(self, replica: _Replica) -> None:
         ended = replica.engine.step()
-        replica.num_steps += 1
         for name in ended:
             del replica.engine.ends[name]
             self._feed.ended(replica.number, int(name))
         if self._on_progress and ended:
             self._on_progress(len(ended))
         self._feed.look(replica.number, replica.busy_s, replica.now_s)
-        if replica.num_steps % WAKE_STEPS == 0:
-            self._wake(replica.now_s)
+        self._wake(replica.now_s)
 
     def _fill(self, replica: _Replica, now_s: float) -> None:
         """Hand over what the window lets in."""
         engine, feed = replica.engine, self._feed
+        is_early = now_s < replica.asks_at_s and engine.has_work()
+        if is_early or not feed.num_left:
+            return
         limit = self._window.limit(feed.num_left, len(engine.scheduler.running))
         while (room := limit - engine.num_waiting) > 0:
             places = feed.take(replica.number, room, now_s)
             if not places:
+                replica.asks_at_s = now_s * (1 + ASK_AGAIN)
                 break
             for place in places:
                 engine.ends[str(place)] = self._batch.output_lens[place]
@@ -181,7 +184,10 @@ class _Serving:
 
     def _wake(self, now_s: float) -> None:
         """Those who had nothing to do look whether there is something to take, now that more is known."""
-        for number in [*self._asleep] if self._feed.num_left else ():
+        if not self._asleep or not self._feed.num_left or now_s < self._wakes_at_s:
+            return
+        self._wakes_at_s = now_s * (1 + ASK_AGAIN)
+        for number in [*self._asleep]:
             replica = self._replicas[number]
             self._fill(replica, now_s)
             if replica.engine.has_work():
