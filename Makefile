@@ -19,7 +19,7 @@ MEASURED ?= micro-2000-200-d16 industry tree-3 decode-heavy mixed
 # Unit tests hardly touch vLLM: they need no second run.
 NEXT_TESTS := tests/ledger tests/scheduler tests/upstream tests/engine/test_llm.py tests/engine/test_front_ends.py \
 	tests/attention/test_sharing.py tests/unit/test_shared_attention_choice.py \
-	tests/jobs/test_handlers.py tests/jobs/test_command.py
+	tests/jobs/test_handlers.py tests/jobs/test_command.py tests/unit/test_replica_llm.py
 # Steps of `make fuzz`, and where its random numbers start; a run tells its seed, to be replayed.
 FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
