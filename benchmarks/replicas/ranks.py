@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+if __name__ == "__main__":  # tests import this, and servers that they start inherit the environment
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
