@@ -50,6 +50,18 @@ def batch_of(row: Row, path: Path | None = None) -> Batch:
     return replace(batch, lengths_known=row.lengths_known)
 
 
+def work_s(row: Row, path: Path | None = None) -> float:
+    """Seconds of the work of a row's batch on one replica, by what each request adds to the time of an engine."""
+    from vllm_batchllm.simulate.feeds import PlannedFeed
+    from vllm_batchllm.simulate.pool import Pool
+    from vllm_batchllm.simulate.setup import SetupOptions, make_setup
+
+    batch = batch_of(row, path)
+    setup = make_setup(batch, SetupOptions(device=row.device, model=row.model))
+    feed = PlannedFeed(batch, setup.costs, Pool(), setup.sizes.block_size)
+    return float(feed.costs.work.sum())
+
+
 def run_row(row: Row, path: Path | None = None) -> dict[str, Any]:
     """Simulate one row; plain values, curves left out."""
     from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
@@ -79,6 +91,7 @@ def run_row(row: Row, path: Path | None = None) -> dict[str, Any]:
         "pool": asdict(run.pool),
         "capacity": pool.capacity,
         "optimal_saved_tokens": optimum,
+        "work_s": work_s(row, path),
         "wall_s": run.wall_s,
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
