@@ -21,14 +21,14 @@ from grid import Row, batch_of, run_rows, table
 
 SHAPES = ("micro-2000-200-d16", "industry")
 NUM_REPLICAS = (1, 2, 8, 32, 128, 256)
-NUM_REQUESTS = 6400
+NUM_REQUESTS, TRACE_REQUESTS = 6400, 3200
 Results = dict[Row, dict[str, Any]]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     trace: Annotated[Path | None, typer.Option(help="Mooncake's conversation trace.")] = None,
-    trace_requests: Annotated[int, typer.Option(help="Requests of the trace.")] = NUM_REQUESTS,
+    trace_requests: Annotated[int, typer.Option(help="Requests of the trace.")] = TRACE_REQUESTS,
     checked: Annotated[int, typer.Option(help="Largest batch for the plain program.")] = 6400,
     keep: Annotated[bool, typer.Option(help="Keep rows of an earlier run.")] = False,
     finished: Annotated[
@@ -105,7 +105,7 @@ def report(results: Results, sources: dict[str, int], plain: dict[str, dict[int,
             "One batch on more and more replicas, Llama-3.1-8B on one A100-80GB each, our scheduler and our cut with stealing. "
             "Duplicated: prompt tokens that several replicas have to compute, thefts included. Best cut: the same of the cheapest cut "
             "into as many parts whose largest has at most 2 % more work than it must; plain: found again by a dynamic program "
-            "without any short cut. Lost: against a speed-up of N.\n"
+            "without any short cut. Lost: against a speed-up of N, the makespan of one replica over N.\n"
         ),
     ]
     for source, count in sources.items():
