@@ -108,6 +108,10 @@ def test_engines_are_asked_together(two_engines: Any) -> None:
     assert numbers == ["0", "1", "2"]
     lengths = [len(o.outputs[0].token_ids) for o in two_engines.wait_for_completion(use_tqdm=False)]
     assert lengths == [3, 3, 5]
+    # A method of an engine that runs a batch by itself (as beam_search does), behind one that was fed.
+    alone = ([{"prompt_token_ids": [9] * 40}], greedy(3)), {"use_tqdm": False}
+    ((output,),) = two_engines._pool.ask_each("piece", [alone], "generate")
+    assert len(output.outputs[0].token_ids) == 3
     with pytest.raises(AttributeError, match=r"LLM\.llm_engine belongs to one engine"):
         _ = two_engines.llm_engine
 
@@ -119,6 +123,11 @@ def test_a_replica_that_is_killed_costs_nothing_but_time(two_engines: Any, expec
     assert killer.killed
     assert tokens(outputs) == expected
     assert killer.num_answers == len(inputs)
+    report = two_engines.report()
+    assert (report.num_requests, report.num_restarts) == (len(inputs), 1)
+    assert 0 < report.prompt_tokens < sum(map(len, documents())), (
+        "what the dead one did is in no sum"
+    )
 
 
 @pytest.mark.long

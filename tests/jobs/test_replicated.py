@@ -51,7 +51,7 @@ class LocalReplica:
         server = self._make(len(self.servers))
         self.servers.append(server)
         make_worker = partial(LineWorker, Namespace(server=server), self._source)
-        self._host = ReplicaHost(self.name, make_worker, {})
+        self._host = ReplicaHost(self.name, make_worker)
         return await self._ask(self._host.start)
 
     async def give(self, given: Sequence[Given]) -> None:

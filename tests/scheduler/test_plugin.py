@@ -20,6 +20,7 @@ from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER, is_ours
 from vllm_batchllm.plugin import registration
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
+from vllm_batchllm.scheduler.settings import config_of
 
 
 @pytest.fixture(autouse=True)
@@ -168,3 +169,12 @@ def test_diffusion_models_keep_the_scheduler_that_they_need(llama) -> None:
         ValueError, match="does not serve diffusion models such as 'some/diffusion'"
     ):
         registration.check_config(stand_in)
+
+
+def test_one_engine_is_not_asked_for_several() -> None:
+    config = SimpleNamespace(
+        additional_config={"batchllm": {"replicas": 2}},
+        parallel_config=SimpleNamespace(distributed_executor_backend=None),
+    )
+    with pytest.raises(ValueError, match=r"'replicas' = 2 is for LLM alone.*--replicas"):
+        config_of(config)

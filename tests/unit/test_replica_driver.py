@@ -11,6 +11,7 @@ import pytest
 from replicas_world import FakeReplica, drive, no_place
 
 from vllm_batchllm.replicas import driver as driver_module
+from vllm_batchllm.replicas.assignment import Assignment
 from vllm_batchllm.replicas.errors import NoReplicaLeftError
 from vllm_batchllm.replicas.replica import ReplicaGoneError
 from vllm_batchllm.replicas.slot import DriveLimits
@@ -43,6 +44,23 @@ def test_an_engine_is_never_told_of_much_more_than_it_runs_towards_the_end():
     replica = FakeReplica("a", max_num_seqs=2)
     drive([replica, FakeReplica("b")], num_items=400)
     assert max(map(len, replica.had)) <= 8
+
+
+def test_a_busy_replica_asks_for_several_at_once(monkeypatch):
+    """Asking costs O(replicas), so it must not be done for every answer."""
+    asked = []
+    take = Assignment.take
+
+    def counting(self, replica, num_items, now_s=0.0):
+        asked.append(num_items)
+        return take(self, replica, num_items, now_s)
+
+    monkeypatch.setattr(Assignment, "take", counting)
+    replicas = [FakeReplica(name, max_num_seqs=64) for name in "ab"]
+    book, _, _ = drive(replicas, num_items=6400)
+    all_answered_once(book, 6400)
+    assert len(asked) < sum(replica.num_steps for replica in replicas) * 4
+    assert min(number for number in asked[10:-10]) >= 4
 
 
 def test_a_slow_replica_is_relieved():

@@ -64,7 +64,8 @@ def own_environment(monkeypatch):
 
 
 def test_a_host_passes_everything_on(own_environment):
-    host = ReplicaHost("batchllm-replica-0", Echo, {"A_VARIABLE": "1"})
+    told = []
+    host = ReplicaHost("batchllm-replica-0", Echo, told.append)
     assert repr(host) == "batchllm-replica-0"
     assert host.start() == Capacity(3)
     host.give([(4, "x")])
@@ -72,7 +73,7 @@ def test_a_host_passes_everything_on(own_environment):
     assert (taken.answers, taken.num_running, taken.life) == ([(4, "x")], 2, 7)
     assert host.call("m", 1, two=2) == ("m", (1,), {"two": 2})
     assert set(host.versions()) == {"Python", "vllm", "vllm-batchllm"}
-    assert os.environ["A_VARIABLE"] == "1"
+    assert told == [WorkerState(2, 7, {"steps": 7.0})]
     assert os.environ["VLLM_BATCHLLM_JOB_PID"] == str(os.getpid())
 
 

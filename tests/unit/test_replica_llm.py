@@ -73,6 +73,7 @@ def test_what_belongs_to_one_engine_is_refused_by_name(name):
         (None, {"additional_config": {"batchllm": {"replicas": 2}}}, 2),
         (None, {"data_parallel_size": 4, "distributed_executor_backend": "external_launcher"}, 1),
         (None, {"data_parallel_size": 1, "enable_expert_parallel": True}, 1),
+        ({"replicas": 2}, {"distributed_executor_backend": "external_launcher"}, 1),
     ],
 )
 def test_how_many_engines_a_call_means(batchllm, kwargs, number):

@@ -28,6 +28,7 @@ _MOST_ITEMS = 256
 _LEAST_MEASURED_S = 5.0
 _FIRST_LEARNT = 64
 _LOOK_EVERY_S = 0.5
+_ASK_AGAIN_S = 0.25
 _GUESSED = 0.5
 """How far work is trusted while nobody has seen an output; see `Assignment.certainty`."""
 
@@ -158,9 +159,11 @@ class Driver:
             if not slot.in_flight:
                 if self._over() or self._deadline is not None:
                     return
+                idle_since = time.monotonic()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), 1.0)
                 moved_at = time.monotonic()
+                slot.since += moved_at - idle_since
                 continue
             taken = await slot.replica.take()
             await self._book(slot, taken)
@@ -191,6 +194,11 @@ class Driver:
             await slot.replica.give(given)
 
     def _next_items(self, slot: Slot) -> list[int]:
+        """What the slot gets now. Asking costs O(replicas), so one that is busy asks for several at once, and after a refusal
+        not at every turn."""
+        now_s = time.monotonic()
+        if slot.in_flight and now_s < slot.ask_at:
+            return []
         num_up = sum(each.is_up for each in self.slots)
         capacity = slot.capacity
         waiting = waiting_limit(
@@ -198,7 +206,11 @@ class Driver:
         )
         limit = min(slot.num_running + waiting, capacity.most_in_flight)
         room = limit - len(slot.in_flight)
-        return self._assignment.take(slot.replica.name, min(room, _MOST_ITEMS), time.monotonic())
+        if slot.in_flight and room < max(1, capacity.least_waiting // 2):
+            return []
+        items = self._assignment.take(slot.replica.name, min(room, _MOST_ITEMS), now_s)
+        slot.ask_at = now_s if items else now_s + _ASK_AGAIN_S
+        return items
 
     def _end_trial(self, slot: Slot) -> None:
         """All items under trial are answered: none of them was it."""

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,15 +26,6 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 OnAnswer = Callable[[int, Any], None]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOutcome:
-    """books: of each replica that is still there. num_restarts: of engines. num_stolen: thefts."""
-
-    books: Sequence[BatchBooks]
-    num_restarts: int
-    num_stolen: int
 
 
 class EnginePool:
@@ -57,22 +47,22 @@ class EnginePool:
         thread.start()
         self._finalizer = weakref.finalize(self, _close, self._loop, self.replicas, self._stack)
         self._run(self._load())
-        self.replicas = [replica for replica in self.replicas if replica.is_loaded]
+        self.replicas = self._loaded
 
     def serve(
         self,
         requests: Sequence[Asked],
         ordered: OrderedPrompts,
-        common: Mapping[str, Any],
         on_answer: OnAnswer,
-    ) -> BatchOutcome:
+    ) -> int:
         """Compute requests; ``on_answer`` gets the place of each with its output, once, in another thread.
+
+        Returns:
+            How many engines were started again meanwhile.
 
         Raises:
             NoReplicaLeftError: all are gone for good.
         """
-        for replica in self.replicas:
-            replica.common = dict(common)
         return self._run(self._serve(_Requests(requests, ordered, on_answer)))
 
     def ask_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -80,9 +70,8 @@ class EnginePool:
 
         async def ask() -> list[Any]:
             await self._load()
-            loaded = [replica for replica in self.replicas if replica.is_loaded]
             return await asyncio.gather(
-                *(replica.call(method, *args, **kwargs) for replica in loaded)
+                *(replica.call(method, *args, **kwargs) for replica in self._loaded)
             )
 
         return self._run(ask())
@@ -92,13 +81,24 @@ class EnginePool:
 
         async def ask() -> list[Any]:
             await self._load()
-            loaded = [replica for replica in self.replicas if replica.is_loaded]
+            loaded = self._loaded
             return await asyncio.gather(
                 *(
                     loaded[number % len(loaded)].call(method, piece, *args)
                     for number, piece in enumerate(pieces)
                 )
             )
+
+        return self._run(ask())
+
+    def books(self) -> list[BatchBooks]:
+        """Of the last batch, from every engine that has been there to its end."""
+
+        async def ask() -> list[BatchBooks]:
+            found = await asyncio.gather(
+                *(replica.call("books") for replica in self._loaded), return_exceptions=True
+            )
+            return [books for books in found if isinstance(books, BatchBooks)]
 
         return self._run(ask())
 
@@ -121,17 +121,19 @@ class EnginePool:
         if len(failures) == len(self.replicas):
             raise RuntimeError(f"no replica could load the model: {failures[0][1]}")
 
-    async def _serve(self, requests: _Requests) -> BatchOutcome:
+    async def _serve(self, requests: _Requests) -> int:
         costs = requests.ordered.costs
         assignment = Assignment(costs, [replica.name for replica in self.replicas])
         driver = Driver(self.replicas, assignment, requests, DriveLimits(), costs.work)
         await driver.run(asyncio.Event())
-        books = []
-        for replica in self.replicas:
+        for replica in self._loaded:
             with suppress(ReplicaGoneError):
-                if replica.is_loaded:
-                    books.append(await replica.call("books", False))
-        return BatchOutcome(books, driver.num_restarts, assignment.num_stolen)
+                await replica.call("end")
+        return driver.num_restarts
+
+    @property
+    def _loaded(self) -> list[KeptReplica]:
+        return [replica for replica in self.replicas if replica.is_loaded]
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for it; interrupted, cancel it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMServerError
 
+from vllm_batchllm.offline.batch import Batch
 from vllm_batchllm.offline.engine import OfflineEngine
 from vllm_batchllm.offline.engine_core import call_core
 from vllm_batchllm.offline.outputs import FailedRequestOutput
@@ -39,6 +40,8 @@ class Asked:
             prompt = prompt.get("prompt_token_ids") or prompt.get("prompt") or ""
         if isinstance(prompt, str):
             return len(prompt)
+        if not isinstance(prompt, Sequence):
+            return len(repr(type(prompt)))
         return sum(4 if isinstance(one, int) else len(repr(one)) for one in prompt)
 
 
@@ -46,38 +49,55 @@ class Asked:
 class BatchBooks:
     """What one engine has done of a batch. counters: of its scheduler, for this batch.
 
-    tokens, namespaces, limits: of what it computed, see `Batch`; left out unless they were asked for.
+    tokens, namespaces, limits: of what it computed, see `Batch`.
     """
 
     counters: Mapping[str, Any]
     num_duplicates: int
     num_unshared: int
     output_tokens: int
-    tokens: Sequence[Any] = ()
-    namespaces: Sequence[Any] = ()
-    limits: Sequence[Any] = ()
+    tokens: Sequence[Any]
+    namespaces: Sequence[Any]
+    limits: Sequence[Any]
 
 
 class FedEngine(OfflineEngine):
-    """Takes requests while it runs others; an answer that a duplicate may still ask for is kept."""
+    """Takes requests while it runs others; an answer that a duplicate may still ask for is kept.
+
+    Its own methods that run a batch (``encode``, ``beam_search``) work as ever, between two batches that are fed.
+    """
+
+    _fed: Batch | None = None
+    """The batch that is fed, or was last."""
+    _fed_counters: Mapping[str, Any] | None = None
+    """What the scheduler had done when that batch ended; None while it goes on."""
 
     def begin(self) -> None:
         """Begin a batch; what is left of another is given up."""
-        if self._batch is not None:
-            self.llm_engine.abort_request(sorted(self._batch.engine_ids), internal=True)
-        self._batch = None
-        self._open_batch().backlog = iter(())
+        if self._fed is not None:
+            self.llm_engine.abort_request(sorted(self._fed.engine_ids), internal=True)
+        self._fed = Batch(before=call_core(self.llm_engine, "batchllm_counters"))
+        self._fed.backlog = iter(())  # more may come
+        self._fed_counters = None
 
-    def add(self, asked: Asked, common: Mapping[str, Any]) -> str:
+    def end(self) -> None:
+        """All of the batch is answered."""
+        self._fed_counters = call_core(self.llm_engine, "batchllm_counters")
+
+    def add(self, asked: Asked) -> str:
         """Queue one request; returns its number. Raises whatever vLLM refuses it with."""
         add = self.enqueue_chat if asked.kind == "chat" else self.enqueue
-        options = {**common, **asked.options, "use_tqdm": False}
-        (engine_id,) = add([asked.prompt], asked.params, **options)
+        self._batch = self._fed
+        try:
+            (engine_id,) = add([asked.prompt], asked.params, **asked.options, use_tqdm=False)
+        finally:
+            self._batch = None
         return str(engine_id).partition("-")[0]
 
     def advance(self) -> list[Any]:
-        """One step; what has ended with it."""
-        batch = self._open_batch()
+        """One step of what is fed; what has ended with it."""
+        batch = self._fed
+        assert batch is not None
         outputs: list[Any] = []
         if self.llm_engine.has_unfinished_requests():
             for output in self.llm_engine.step():
@@ -90,31 +110,34 @@ class FedEngine(OfflineEngine):
 
     def is_busy(self) -> bool:
         """Whether a step would bring anything."""
-        batch = self._batch
-        waits = batch is not None and bool(batch.ready or batch.followers)
-        return waits or bool(self.llm_engine.has_unfinished_requests())
+        batch = self._fed
+        return batch is not None and bool(
+            batch.ready or batch.followers or self.llm_engine.has_unfinished_requests()
+        )
 
-    def books(self, *, whole: bool) -> BatchBooks:
-        """Of the batch so far.
-
-        whole: with the tokens of all its requests, from which follows what could have been saved.
-        """
-        batch = self._open_batch()
-        after = call_core(self.llm_engine, "batchllm_counters")
-        counters = ScheduleCounters.between(batch.before, after).to_dict()
-        books: tuple[Any, ...] = (batch.tokens, batch.namespaces, batch.limits) if whole else ()
+    def books(self) -> BatchBooks | None:
+        """Of the batch that has ended last; None if there is none."""
+        batch, after = self._fed, self._fed_counters
+        if batch is None or after is None:
+            return None
         return BatchBooks(
-            counters,
+            ScheduleCounters.between(batch.before, dict(after)).to_dict(),
             batch.num_duplicates,
             batch.num_unshared,
             batch.output_tokens,
-            *books,
+            batch.tokens,
+            batch.namespaces,
+            batch.limits,
         )
 
     @contextmanager
     def _queueing(self) -> Iterator[None]:
-        """As the engine's own, but it is never held: it runs already."""
-        batch = self._open_batch()
+        """What is fed does not hold the engine, which runs already."""
+        batch = self._fed
+        if batch is None or self._batch is not batch:
+            with super()._queueing():
+                yield
+            return
         batch.begin_call()
         try:
             with self._taking(self._intake_into(batch)):
@@ -137,7 +160,6 @@ class EngineWorker:
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._engine: Any = None
-        self._common: Mapping[str, Any] = {}
         self._items: dict[str, int] = {}
         self._num_steps = self._num_running = 0
         self._max_num_seqs = 1
@@ -159,7 +181,7 @@ class EngineWorker:
         return WorkerState(self._num_running, self._num_steps)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """``begin``, ``books``, ``attribute``, or a method of the engine; between two steps, in its thread. Raises what that raises."""
+        """``begin``, ``end``, ``books``, ``attribute``, or a method of the engine; between two steps, in its thread. Raises what that raises."""
         asked = _Call(method, args, kwargs)
         self._inbox.put(asked)
         while not asked.done.wait(_IDLE_S):
@@ -209,23 +231,26 @@ class EngineWorker:
 
     def _add(self, item: int, asked: Asked) -> None:
         try:
-            self._items[self._engine.add(asked, self._common)] = item
+            self._items[self._engine.add(asked)] = item
         except VLLMServerError:
             raise
         except Exception as error:  # noqa: BLE001 - a refusal is this request's own answer
             failed = FailedRequestOutput(str(item), asked.prompt, error)
             self._outbox.put(item, failed)
 
-    def begin(self, common: Mapping[str, Any]) -> None:
-        """A batch begins. common: what all its requests have in common."""
+    def begin(self) -> None:
+        """A batch begins."""
         self._engine.begin()
         self._items.clear()
         self._outbox.fetch(0.0)
-        self._common = common
 
-    def books(self, whole: bool) -> BatchBooks:
+    def end(self) -> None:
+        """The batch is over."""
+        self._engine.end()
+
+    def books(self) -> BatchBooks | None:
         """See `FedEngine.books`."""
-        found: BatchBooks = self._engine.books(whole=whole)
+        found: BatchBooks | None = self._engine.books()
         return found
 
     def attribute(self, name: str) -> Any:

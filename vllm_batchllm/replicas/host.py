@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import threading
 import time
@@ -98,17 +97,19 @@ class ReplicaHost:
     Args:
         name: of the replica, for logs and the dashboard.
         make_worker: makes the worker; travels to where the replica is.
-        environment: variables that are set there if they are not.
+        tell: gets the worker's state whenever the driver asks for answers.
     """
 
-    def __init__(self, name: str, make_worker: MakeWorker, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        make_worker: MakeWorker,
+        tell: Callable[[WorkerState], None] = lambda state: None,
+    ) -> None:
         begin_job()  # the engine's processes end with this one
-        for key, value in environment.items():
-            os.environ.setdefault(key, value)
-        self._name = name
+        self._name, self._tell = name, tell
         self._outbox = Outbox()
         self._worker = make_worker(self._outbox)
-        self._tell = _Teller(name)
 
     def __repr__(self) -> str:
         """Stands before each line that it logs."""
@@ -145,31 +146,3 @@ def installed_versions() -> dict[str, str]:
         "vllm": str(installed_vllm_version()),
         "vllm-batchllm": metadata.version("vllm-batchllm"),
     }
-
-
-class _Teller:
-    """Figures of a replica on their way to Ray's exporter; nothing where there is no Ray."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._gauges: dict[str, Any] = {}
-
-    def __call__(self, state: WorkerState) -> None:
-        figures = {**state.figures, "num_running": float(state.num_running)}
-        for key, value in figures.items():
-            gauge = self._gauges.get(key) or self._make(key)
-            if gauge is not None:
-                gauge.set(value)
-
-    def _make(self, key: str) -> Any:
-        try:
-            import ray
-            from ray.util.metrics import Gauge
-        except ImportError:
-            return None
-        if not ray.is_initialized():
-            return None
-        gauge = Gauge(f"batchllm_{key}", f"{key} of a replica", tag_keys=("replica",))
-        gauge.set_default_tags({"replica": self._name})
-        self._gauges[key] = gauge
-        return gauge

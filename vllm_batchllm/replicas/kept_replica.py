@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from vllm_batchllm.replicas.ray_replica import RayReplica
@@ -11,15 +11,11 @@ from vllm_batchllm.replicas.replica import Capacity, Given, Taken
 
 
 class KeptReplica:
-    """See `Replica`; its worker is an `EngineWorker`.
-
-    common: what all requests of the batch have in common; set before the batch begins.
-    """
+    """See `Replica`; its worker is an `EngineWorker`."""
 
     def __init__(self, replica: RayReplica) -> None:
         self._replica = replica
         self._capacity: Capacity | None = None
-        self.common: Mapping[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -34,7 +30,7 @@ class KeptReplica:
     async def start(self) -> Capacity:
         """Load the model if it is not, and begin the batch."""
         capacity = await self.load()
-        await self._replica.call("begin", self.common)
+        await self._replica.call("begin")
         return capacity
 
     async def load(self) -> Capacity:

@@ -14,7 +14,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 
 from vllm_batchllm.offline.outputs import FailedRequestOutput
 from vllm_batchllm.offline.report import BatchReport
-from vllm_batchllm.replicas.engine_pool import BatchOutcome, EnginePool
+from vllm_batchllm.replicas.engine_pool import EnginePool
 from vllm_batchllm.replicas.engine_worker import Asked
 from vllm_batchllm.replicas.llm_of_all import MethodsOfAll
 from vllm_batchllm.replicas.llm_options import for_one_engine
@@ -41,7 +41,7 @@ class ReplicatedMethods(MethodsOfAll):
         self.default_sampling_params: dict[str, Any] | None = None
         self._numbers = count()
         self._queued: list[Asked] = []
-        self._last: tuple[int, int, float, BatchOutcome] | None = None
+        self._last: tuple[int, int, float, int] | None = None
         self._last_report: BatchReport | None = None
 
     # Each request by one of the engines.
@@ -121,14 +121,14 @@ class ReplicatedMethods(MethodsOfAll):
         if self._last is None:
             raise RuntimeError("no batch has run yet; call generate() or chat() first")
         if self._last_report is None:
-            num_requests, num_failed, makespan_s, outcome = self._last
+            num_requests, num_failed, makespan_s, num_restarts = self._last
             self._last_report = merged_report(
-                self._pool.ask_all("books", True),
+                self._pool.books(),
                 num_requests=num_requests,
                 num_failed=num_failed,
                 makespan_s=makespan_s,
                 num_replicas=self._num_replicas,
-                num_restarts=outcome.num_restarts,
+                num_restarts=num_restarts,
             )
         return self._last_report
 
@@ -189,13 +189,13 @@ class ReplicatedMethods(MethodsOfAll):
             if bar is not None:
                 bar.update(1)
 
-        outcome = self._pool.serve(requests, ordered, {}, on_answer)
+        num_restarts = self._pool.serve(requests, ordered, on_answer)
         if bar is not None:
             bar.close()
         for output in outputs:
             output.request_id = str(next(self._numbers))
         num_failed = sum(isinstance(output, FailedRequestOutput) for output in outputs)
-        self._last = (len(outputs), num_failed, time.perf_counter() - began_s, outcome)
+        self._last = (len(outputs), num_failed, time.perf_counter() - began_s, num_restarts)
         self._last_report = None
         return outputs
 

@@ -32,7 +32,9 @@ def num_replicas_of(batchllm: Any, kwargs: Mapping[str, Any], *, is_tpu: bool) -
     section = (kwargs.get("additional_config") or {}).get(SECTION) if batchllm is None else batchllm
     wanted = BatchLLMConfig.parse(section).replicas
     ranks = int(kwargs.get("data_parallel_size") or 1)
-    if kwargs.get("distributed_executor_backend") == "external_launcher" or is_tpu:
+    if kwargs.get("distributed_executor_backend") == "external_launcher":
+        return 1
+    if is_tpu:
         return wanted
     if ranks > 1 and wanted > 1 and ranks != wanted:
         raise ValueError(

@@ -43,8 +43,6 @@ def merged_report(
 
     The best possible saving is that of one engine with unlimited memory, so what several compute twice counts against them.
 
-    Args:
-        books: of each engine, whole.
     """
     counters = merged_counters(books)
     together: list[list[Any]] = [[], [], []]

@@ -15,6 +15,7 @@ from vllm_batchllm.replicas.host import (
     installed_versions,
 )
 from vllm_batchllm.replicas.ray_cluster import Cluster, ReplicaShape
+from vllm_batchllm.replicas.ray_gauges import RayGauges
 from vllm_batchllm.replicas.replica import (
     Capacity,
     Given,
@@ -166,7 +167,7 @@ class RayReplica:
             ),
         }
         made = self._ray.remote(ReplicaHost).options(**options)
-        return made.remote(self._name, self._make_worker, {})
+        return made.remote(self._name, self._make_worker, RayGauges(self._name))
 
     async def _ask(self, reference: Any, timeout_s: float | None = _ANSWER_S) -> Any:
         try:

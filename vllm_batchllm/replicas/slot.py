@@ -44,8 +44,8 @@ class DriveLimits:
 class Slot:
     """One replica's place in a batch, whatever becomes of its engines.
 
-    in_flight: items that it has now. on_trial: they are tried alone. done_work: of items answered, since ``since``.
-    figures: totals of its engines so far.
+    in_flight: items that it has now. on_trial: they are tried alone. done_work: of items answered, since ``since``, which leaves out when it had nothing to do.
+    figures: totals of its engines so far. ask_at: while it is busy, it asks for more from then on.
     """
 
     replica: Replica
@@ -60,6 +60,7 @@ class Slot:
     figures: dict[str, float] = field(default_factory=dict)
     earlier: dict[str, float] = field(default_factory=dict)
     is_up: bool = False
+    ask_at: float = 0.0
 
     def note_figures(self, figures: Mapping[str, float]) -> None:
         """Totals of the engine that runs now."""

@@ -43,11 +43,16 @@ def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
 
     Raises:
         ValueError: as ``parse`` does, and for an option that reads a clock where several schedulers
-            serve one batch and must decide alike.
+            serve one batch and must decide alike; or several engines are asked of one.
     """
     additional = vllm_config.additional_config
     section = additional.get(SECTION) if isinstance(additional, Mapping) else None
     config = BatchLLMConfig.parse(section)
+    if config.replicas > 1:
+        raise ValueError(
+            f"batchllm option 'replicas' = {config.replicas} is for LLM alone, and this is one engine; leave it out. "
+            "`vllm serve` has --data-parallel-size, `vllm-batchllm run` has --replicas"
+        )
     backend = vllm_config.parallel_config.distributed_executor_backend
     if config.max_wait_s is not None and backend == "external_launcher":
         raise ValueError(
