@@ -122,8 +122,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def made(path: Path, journal: Path) -> World:
     session = opened(path, journal)
-    source = session.source
-    return World(session, journal, InputFile.of(path, source.defaults, source.max_line_bytes))
+    return World(session, journal, InputFile.of(session.source))
 
 
 def test_answers_are_those_of_one_engine(world: World, tmp_path: Path) -> None:
@@ -141,9 +140,13 @@ def test_answers_are_those_of_one_engine(world: World, tmp_path: Path) -> None:
     assert counts.output_tokens == NUM_LINES
 
 
-def test_lines_travel_by_value_where_the_file_is_not_seen(world: World) -> None:
-    elsewhere = InputFile("/nowhere/in.jsonl", world.source.digest, *_rest(world.source))
-    changed = InputFile(world.source.path, "another", *_rest(world.source))
+def test_lines_travel_by_value_where_the_file_is_not_seen(world: World, tmp_path: Path) -> None:
+    elsewhere = InputFile("/nowhere/in.jsonl", world.source.fingerprint, *_rest(world.source))
+    likely = tmp_path / "likely.jsonl"  # of the same size, and with the same beginning and end
+    likely.write_bytes(
+        Path(world.source.path).read_bytes().replace(b"document 3 ", b"document 4 ", 1)
+    )
+    changed = InputFile(str(likely), world.source.fingerprint, *_rest(world.source))
     replicas = [
         LocalReplica(name, source, lambda life: EchoServer())
         for name, source in (("a", elsewhere), ("b", changed))

@@ -96,8 +96,7 @@ class Job:
         return self._run_replicated(session, options)
 
     def _run_replicated(self, session: JobSession, options: ReplicaOptions) -> Ending:
-        source = session.source
-        seen = InputFile.of(source.path, source.defaults, source.max_line_bytes)
+        seen = InputFile.of(session.source)
         make_worker = partial(LineWorker, self._options.engine, seen)
         what = f"--replicas {options.num_replicas}"
         with replicas_of(options, make_worker, what) as replicas, _signals(self._on_signal):

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import threading
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vllm_batchllm.errors import UsageError
@@ -18,25 +16,25 @@ from vllm_batchllm.input.request import BadLineError
 from vllm_batchllm.jobs.figures import engine_figures
 from vllm_batchllm.jobs.line import Answer, LineDefaults, parse_line
 from vllm_batchllm.jobs.line_server import EngineGoneError
+from vllm_batchllm.jobs.scan import Input, file_fingerprint
 from vllm_batchllm.replicas.host import Outbox, WorkerState
 from vllm_batchllm.replicas.replica import Capacity, Given
-
-_SAMPLE_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """The input of a job, for machines that may see the same file. digest: of its size, its beginning and its end."""
+    """The input of a job, for machines that may see the same file. fingerprint: of all its bytes."""
 
     path: str
-    digest: str
+    fingerprint: str
     defaults: LineDefaults
     max_line_bytes: int
 
     @classmethod
-    def of(cls, path: Path, defaults: LineDefaults, max_line_bytes: int) -> InputFile:
-        """Of the file at ``path``, which can be read."""
-        return cls(str(path.resolve()), digest_of(path), defaults, max_line_bytes)
+    def of(cls, source: Input) -> InputFile:
+        """Of an input that was read."""
+        path = str(source.path.resolve())
+        return cls(path, source.fingerprint, source.defaults, source.max_line_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +57,6 @@ class LineItself:
     def num_bytes(self) -> int:
         """Of the line."""
         return len(self.raw)
-
-
-def digest_of(path: Path) -> str:
-    """See `InputFile`. Raises OSError."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        digest.update(str(size).encode())
-        digest.update(stream.read(_SAMPLE_BYTES))
-        stream.seek(max(0, size - _SAMPLE_BYTES))
-        digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 class LineWorker:
@@ -117,10 +103,12 @@ class LineWorker:
         raise ValueError(f"a replica of a job has no {method}")
 
     def _open(self) -> int | None:
-        """The input, if this machine sees the very same file."""
-        path = Path(self._source.path)
+        """The input, if this machine sees the very same: a line of another one would be answered as if it were ours."""
         try:
-            return os.open(path, os.O_RDONLY) if digest_of(path) == self._source.digest else None
+            with open(self._source.path, "rb") as stream:
+                if file_fingerprint(stream) != self._source.fingerprint:
+                    return None
+                return os.dup(stream.fileno())
         except OSError:
             return None
 
@@ -164,6 +152,8 @@ class LineWorker:
             self._outbox.fail(str(error))
         except BadLineError as error:  # the driver has read it otherwise: the file has changed
             self._outbox.put(item, Answer.of_error("invalid_line", str(error)))
+        except Exception as error:  # noqa: BLE001 - the line would have no answer, and nobody would know
+            self._outbox.fail(f"{type(error).__name__}: {error}")
 
     def _line(self, where: LineAt | LineItself) -> Any:
         source = self._source

@@ -8,6 +8,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,6 +67,15 @@ def digest_of_id(custom_id: str) -> bytes:
     return hashlib.blake2b(packed, digest_size=16).digest()
 
 
+def file_fingerprint(stream: BufferedReader) -> str:
+    """What `scan` calls the fingerprint of a file, of one that is open."""
+    return hashlib.file_digest(stream, _new_fingerprint).hexdigest()
+
+
+def _new_fingerprint() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
 @dataclass(slots=True)
 class _Columns:
     """The arrays while they grow."""
@@ -114,7 +124,7 @@ def scan(
     """
     columns = _Columns()
     kinds: list[bool] = []
-    fingerprint = hashlib.blake2b(digest_size=16)
+    fingerprint = _new_fingerprint()
     try:
         with path.open("rb") as stream:
             for number, offset, length, raw in _raw_lines(
