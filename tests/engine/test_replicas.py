@@ -125,9 +125,8 @@ def test_a_replica_that_is_killed_costs_nothing_but_time(two_engines: Any, expec
     assert killer.num_answers == len(inputs)
     report = two_engines.report()
     assert (report.num_requests, report.num_restarts) == (len(inputs), 1)
-    assert 0 < report.prompt_tokens < sum(map(len, documents())), (
-        "what the dead one did is in no sum"
-    )
+    # What the dead one did is in no sum; it may have been killed before it had ended anything.
+    assert 0 < report.prompt_tokens <= sum(map(len, documents()))
 
 
 @pytest.mark.long
