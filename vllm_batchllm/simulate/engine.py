@@ -55,8 +55,8 @@ class Clock:
         return self.now_s
 
 
-class SimulatedEngine:
-    """The scheduler of `arm` on an engine of `sizes` for the requests of `batch`.
+class ChargedScheduler:
+    """The scheduler of `arm` on an engine of `sizes` for the requests of `batch`, and what its steps cost.
 
     Args:
         sharing: makes what counts shared KV; None for that of the costs.
@@ -66,7 +66,7 @@ class SimulatedEngine:
 
     Attributes:
         ends: output tokens of each request by name, to be filled in before it is added.
-        parts: seconds by part so far. modes: steps by the graphs that they can replay.
+        depth: steps in flight at most. parts: seconds by part so far. modes: steps by the graphs that they can replay.
     """
 
     def __init__(
@@ -87,8 +87,7 @@ class SimulatedEngine:
         self.parts = StepTime()
         self.modes: Counter[str] = Counter()
         self._costs, self._speed, self._on_work = costs, speed, on_work
-        self._depth = 2 if sizes.is_async else 1
-        self._in_flight: deque[tuple[Any, Any]] = deque()
+        self.depth = 2 if sizes.is_async else 1
         if sharing is None and costs.reads_shared_kv_once:
             sharing = SharedKVMeter
         self._meter = WorkMeter(None if sharing is None else sharing(self.scheduler))
@@ -97,6 +96,41 @@ class SimulatedEngine:
     def num_waiting(self) -> int:
         """Requests that have not started."""
         return len(self.scheduler.waiting)
+
+    def charge(self, output: Any, made: Any) -> float:
+        """What the step that was just put together takes, seconds; it is in the books then."""
+        num_sampled = sum(map(bool, made.sampled_token_ids))
+        work = self._meter.work_of(output, num_sampled, held_kv_tokens(self.scheduler))
+        mode = self._costs.mode_of(work)
+        if mode is not None:
+            self.modes[mode] += 1
+        spent = self._costs.time_of(work)
+        if self._speed != 1:
+            spent = spent.divided(self._speed)
+        self.parts.add(spent)
+        self._on_work(work)
+        return spent.total_s
+
+    def forget_ended(self) -> set[str]:
+        """Who has ended since the last `schedule()`; they are followed no longer."""
+        ended: set[str] = self.scheduler.finished_req_ids
+        self._meter.forget(ended)
+        return ended
+
+
+class SimulatedEngine(ChargedScheduler):
+    """One whose requests are all handed over by who steps it: the host takes no time, and the clock is the device's."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        arm: Arm,
+        sizes: EngineSizes,
+        costs: CostModel,
+        **options: Any,
+    ) -> None:
+        super().__init__(batch, arm, sizes, costs, **options)
+        self._in_flight: deque[tuple[Any, Any]] = deque()
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
@@ -108,29 +142,13 @@ class SimulatedEngine:
         output = scheduler.schedule()
         made = sample(scheduler, output, self.ends)
         if output.total_num_scheduled_tokens:
-            self._charge(output, made)
+            self.clock.now_s += self.charge(output, made)
             in_flight.append((output, made))
         elif not in_flight:  # nothing to do but what has ended
             scheduler.update_from_output(output, made)
-        if len(in_flight) >= self._depth or (in_flight and not output.total_num_scheduled_tokens):
+        if len(in_flight) >= self.depth or (in_flight and not output.total_num_scheduled_tokens):
             scheduler.update_from_output(*in_flight.popleft())
-        ended: set[str] = scheduler.finished_req_ids
-        self._meter.forget(ended)
-        return ended
-
-    def _charge(self, output: Any, made: Any) -> None:
-        """The step that is put together takes its time."""
-        num_sampled = sum(map(bool, made.sampled_token_ids))
-        work = self._meter.work_of(output, num_sampled, held_kv_tokens(self.scheduler))
-        mode = self._costs.mode_of(work)
-        if mode is not None:
-            self.modes[mode] += 1
-        spent = self._costs.time_of(work)
-        if self._speed != 1:
-            spent = spent.divided(self._speed)
-        self.parts.add(spent)
-        self.clock.now_s += spent.total_s
-        self._on_work(work)
+        return self.forget_ended()
 
 
 def engine_spec(batch: Batch, arm: Arm, sizes: EngineSizes) -> RingSpec:
@@ -147,11 +165,13 @@ def engine_spec(batch: Batch, arm: Arm, sizes: EngineSizes) -> RingSpec:
     )
 
 
-def shared_config(batch: Batch, arm: Arm, sizes: EngineSizes) -> Any:
-    """A configuration that several engines can have in common: schedulers only read it."""
-    return make_ring_config(
-        scheduler_class(arm, sizes), engine_spec(batch, arm, sizes), arm.watermark
-    )
+def shared_config(batch: Batch, arm: Arm, sizes: EngineSizes, policy: str = "fcfs") -> Any:
+    """A configuration that several engines can have in common: schedulers only read it.
+
+    policy: vLLM's, "fcfs" or "priority".
+    """
+    spec = engine_spec(batch, arm, sizes)
+    return make_ring_config(scheduler_class(arm, sizes), spec, arm.watermark, policy)
 
 
 def scheduler_class(arm: Arm, sizes: EngineSizes) -> Any:

@@ -61,9 +61,12 @@ def build_scheduler(
     return build_on(scheduler_cls, config, environment=environment)
 
 
-def make_ring_config(scheduler_cls: Any, spec: RingSpec, watermark: float = 0.0) -> VllmConfig:
-    """The configuration of `build_scheduler`."""
-    config = make_config(spec, async_scheduling=issubclass(scheduler_cls, AsyncScheduler))
+def make_ring_config(
+    scheduler_cls: Any, spec: RingSpec, watermark: float = 0.0, policy: str = "fcfs"
+) -> VllmConfig:
+    """The configuration of `build_scheduler`; policy: vLLM's, "fcfs" or "priority"."""
+    is_async = issubclass(scheduler_cls, AsyncScheduler)
+    config = make_config(spec, policy=policy, async_scheduling=is_async)
     config.scheduler_config.watermark = watermark
     return config
 
@@ -142,14 +145,18 @@ class RequestMaker:
         init_none_hash(_hash)
         self._batch, self._hasher = batch, get_request_block_hasher(block_size, _hash)
 
-    def make(self, name: int, index: int, place: int) -> Request:
-        """A request called `name`, for the prompt at `index`, which is the `place`-th that arrives."""
+    def make(self, name: int, index: int, place: float, priority: int = 0) -> Request:
+        """A request called `name`, for the prompt at `index`, which is the `place`-th that arrives, or comes at that time.
+
+        priority: vLLM's, the smaller the more urgent; only its policy "priority" looks at it.
+        """
         return Request(
             request_id=str(name),
             prompt_token_ids=self._batch.prompts[index],
             sampling_params=_sampling(self._batch, index),
             pooling_params=None,
             arrival_time=float(place),
+            priority=priority,
             block_hasher=self._hasher,
         )
 
