@@ -252,3 +252,76 @@ def test_one_replica_changes_nothing(tmp_path: Path) -> None:
         for name in ("plan_s", "plan_share", "wall_s", "counters"):
             del result["runs"][0][name]
     assert first == second and "pool" not in first["runs"][0]
+
+
+ARRIVING = ("--arrivals", "poisson", "--rate", 50)
+
+
+def test_arrivals_over_time_show_latencies_and_energy(tmp_path: Path) -> None:
+    result = run(*SMALL, *ARRIVING, "--out", tmp_path, "--price", 2)
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.split()]
+    names = [row[0] for row in rows]
+    assert names.count("stock") == names.count("batchllm") == 1
+    assert "sorted" not in names and "(lower" not in names
+    assert "…" not in result.stdout and max(map(len, result.stdout.splitlines())) <= 80
+    assert "TTFT" in result.stdout and "poisson, 50 requests/s" in " ".join(result.stdout.split())
+    (only,) = record_of(tmp_path)["results"]
+    assert only["workload"]["arrivals"]["rate"] == 50 and only["bound_s"] is None
+    for one, row in zip(only["runs"], rows[names.index("stock") :], strict=False):
+        online = one["online"]
+        latencies, energy = online["latencies"], online["energy"]
+        assert row[1] == f"{one['requests_per_s']:.2f}"
+        assert row[2:4] == [f"{latencies['ttft'][name]:.3f}" for name in ("p50_s", "p99_s")]
+        assert row[6:8] == [f"{latencies['end_to_end'][name]:.3f}" for name in ("p50_s", "p99_s")]
+        idle_s = one["makespan_s"] - online["busy_s"]
+        assert energy["joules"] == pytest.approx(55 * idle_s + 400 * online["busy_s"])
+        assert energy["joules_per_request"] == pytest.approx(energy["joules"] / 32)
+        assert online["by_class"] == {"0": latencies}
+        assert 0 < online["busy_ratio"] <= 1
+
+
+def test_arrivals_depend_on_the_seed_and_on_nothing_else() -> None:
+    def makespans(*more: object) -> list[float]:
+        record = json.loads(run(*SMALL, *ARRIVING, "--json", *more).stdout)
+        return [one["makespan_s"] for one in record["results"][0]["runs"]]
+
+    assert makespans() == makespans() != makespans("--seed", 1)
+
+
+def test_on_this_machine_no_energy_is_shown() -> None:
+    record = json.loads(run(*SMALL, *ARRIVING, "-p", "stock", "--device", "cpu", "--json").stdout)
+    assert record["results"][0]["runs"][0]["online"]["energy"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arrivals", "poisson"], "--arrivals poisson needs --rate"),
+        (["--rate", "3"], "--rate 3 says how requests arrive; give --arrivals"),
+        (["--arrivals", "poisson", "--rate", "0"], "--rate must be above 0"),
+        (["--arrivals", "nope"], "unknown arrivals 'nope'"),
+        (["--arrivals", "bursts", "--rate", "3"], "needs --burst-size"),
+        (["--arrivals", "trace"], "micro-2000-200-d16 does not say when its requests arrived"),
+        ([*ARRIVING, "--replicas", "2"], "--replicas 2 shares a batch that is all there"),
+        ([*ARRIVING, "--report", "page"], "--report page shows batches, no latencies"),
+        ([*ARRIVING, "--lookahead", "3"], "a lookahead of 3 holds requests back"),
+        ([*ARRIVING, "-p", "sorted"], "policy 'sorted' arranges requests"),
+        ([*ARRIVING, "-p", "tuned"], "policy 'tuned' arranges requests"),
+    ],
+)
+def test_arrivals_that_make_no_sense_exit_with_2_and_the_reason(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    assert words in refused(*SMALL, *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trace_is_served_as_it_was_recorded(tmp_path: Path) -> None:
+    good = {"input_length": 512, "output_length": 2, "hash_ids": [0]}
+    lines = [good | {"timestamp": stamp} for stamp in (0, 10_000, 20_000)]
+    path = write_lines(tmp_path / "trace.jsonl", lines)
+    for more, last_s in (((), 20.0), (("--rate", 1), 2.0)):
+        text = run(path, "--arrivals", "trace", "--json", *more).stdout
+        for one in json.loads(text)["results"][0]["runs"]:
+            assert last_s < one["makespan_s"] < last_s + 1

@@ -3,13 +3,15 @@
 
 One JSON object a line: ``input_length`` and ``output_length`` in tokens, and ``hash_ids``, one id
 for every block of prompt tokens (512 of them in Mooncake's traces, 16 in Qwen's), the last of which may be partly filled. Two requests share
-their prompts as far as their ids are equal from the start. Other fields are ignored.
+their prompts as far as their ids are equal from the start. ``timestamp``, where it is a number from 0, is when the request
+arrived. Other fields are ignored.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,11 +28,12 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
-    """One request of a trace: lengths in tokens, and the ids of its prompt's blocks."""
+    """One request of a trace: lengths in tokens, the ids of its prompt's blocks, and its timestamp as it stands there."""
 
     num_prompt_tokens: int
     num_output_tokens: int
     block_ids: tuple[int, ...]
+    timestamp: float | None = None
 
 
 def read_trace(
@@ -68,6 +71,19 @@ def output_of(
 ) -> int:
     """Output tokens, at least one, scaled as prompts are."""
     return max(round(request.num_output_tokens * block_size / trace_block_size), 1)
+
+
+def arrivals_of(requests: Sequence[TraceRequest]) -> list[float] | None:
+    """When each request arrived, seconds, the first at 0; None if one of them does not say.
+
+    Integers are milliseconds, as in Mooncake's traces; where one has a decimal point, all are seconds, as in Qwen's.
+    """
+    stamps = [request.timestamp for request in requests if request.timestamp is not None]
+    if not stamps or len(stamps) < len(requests):
+        return None
+    unit_s = 1.0 if any(isinstance(stamp, float) for stamp in stamps) else 1e-3
+    first = min(stamps)
+    return [(stamp - first) * unit_s for stamp in stamps]
 
 
 def num_distinct_blocks(requests: Sequence[TraceRequest]) -> int:
@@ -108,7 +124,7 @@ def _parse(line: bytes, trace_block_size: int) -> TraceRequest:
             f"{trace_block_size} tokens, not {len(ids)}; for blocks of another size give "
             "--trace-block-size"
         )
-    return TraceRequest(num_prompt_tokens, num_output_tokens, tuple(ids))
+    return TraceRequest(num_prompt_tokens, num_output_tokens, tuple(ids), _timestamp(record))
 
 
 def _count(record: dict[str, Any], name: str) -> int:
@@ -118,6 +134,13 @@ def _count(record: dict[str, Any], name: str) -> int:
     if not _is_count(value):
         raise TraceError(f'"{name}" must be an integer from 0, not {value!r:.40}')
     return int(value)
+
+
+def _timestamp(record: dict[str, Any]) -> float | None:
+    value = record.get("timestamp")
+    if isinstance(value, float):
+        return value if math.isfinite(value) and value >= 0 else None
+    return value if _is_count(value) else None
 
 
 def _is_count(value: object) -> bool:

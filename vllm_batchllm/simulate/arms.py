@@ -14,6 +14,8 @@ from vllm_batchllm.workloads.batch import Batch
 
 STOCK, SORTED, TUNED, OURS = "stock", "sorted", "tuned", "batchllm"
 DEFAULT_ARMS = (STOCK, SORTED, TUNED, OURS)
+ONLINE_ARMS = (STOCK, OURS)
+"""Where requests arrive over time: nobody can sort what is not there yet."""
 WATERMARKS = (0.02, 0.05)
 """Of vLLM's option; `tuned` takes whichever is better for a batch."""
 

@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,12 +23,15 @@ from vllm_batchllm.errors import UsageError
 from vllm_batchllm.input.trace import TRACE_BLOCK_SIZE
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.environment import describe_environment
-from vllm_batchllm.simulate.arms import DEFAULT_ARMS
+from vllm_batchllm.simulate.arms import DEFAULT_ARMS, ONLINE_ARMS
+from vllm_batchllm.simulate.arrivals import Arrivals, arrivals_of
 from vllm_batchllm.simulate.options import (
     ARMS_HELP,
     DEVICES_HELP,
     MODELS_HELP,
     SOURCES,
+    ArrivalsKind,
+    BurstSize,
     KvBlocks,
     Lookahead,
     MaxNumBatchedTokens,
@@ -38,6 +41,7 @@ from vllm_batchllm.simulate.options import (
     OutputTokens,
     Placement,
     Price,
+    Rate,
     Replicas,
     ReportFolder,
     SharedAttention,
@@ -84,6 +88,9 @@ def simulate(
     replicas: Replicas = 1,
     placement: Placement = None,
     slowest_speed: SlowestSpeed = None,
+    arrivals: ArrivalsKind = None,
+    rate: Rate = None,
+    burst_size: BurstSize = None,
     option: Options = None,
     price: Price = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the record, simulate.json.")] = None,
@@ -97,8 +104,12 @@ def simulate(
         from vllm_batchllm.simulate.arms import find_arm
         from vllm_batchllm.simulate.setup import SetupOptions
 
+        traffic = arrivals_of(arrivals, rate, burst_size, seed)
+        if traffic is not None:
+            _refuse_with_arrivals(replicas, report)
         options = dict(parse_options(None, option or []))
-        arms = [find_arm(name, options) for name in dict.fromkeys(policy or DEFAULT_ARMS)]
+        default = DEFAULT_ARMS if traffic is None else ONLINE_ARMS
+        arms = [find_arm(name, options) for name in dict.fromkeys(policy or default)]
         pools = _pools(replicas, placement, slowest_speed)
         inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens, trace_block_size)
         engine = SetupOptions(
@@ -115,8 +126,10 @@ def simulate(
             prefix_caching=prefix_caching,
         )
         plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
+        if traffic is not None:
+            _check_online(plans, arms, traffic)
         book = _Book(out, price, _page_writer(report, plans))
-        _run(plans, arms, pools, shared_attention, book)
+        _run(plans, arms, pools, traffic, shared_attention, book)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
@@ -202,6 +215,31 @@ def _plans(
     return plans
 
 
+def _refuse_with_arrivals(replicas: int, report: Path | None) -> None:
+    """Raise UsageError for what is not simulated, or not shown, over time."""
+    if replicas != 1:
+        raise UsageError(
+            f"--arrivals is for one engine, and --replicas {replicas} shares a batch that is all there; leave one out"
+        )
+    if report is not None:
+        raise UsageError(
+            f"--report {report} shows batches, no latencies; with --arrivals take --out or --json"
+        )
+
+
+def _check_online(
+    plans: Sequence[tuple[Batch, Setup]], arms: Sequence[Arm], traffic: Arrivals
+) -> None:
+    """Raise UsageError before the first run for what would be refused at a later one."""
+    from vllm_batchllm.simulate.online import check_online
+    from vllm_batchllm.simulate.online_suite import arrival_times
+
+    for batch, setup in plans:
+        arrival_times(batch, traffic)
+        for arm in arms:
+            check_online(arm, setup.sizes)
+
+
 def _page_writer(
     folder: Path | None, plans: Sequence[tuple[Batch, Setup]]
 ) -> Callable[[SimulationReport], None] | None:
@@ -216,9 +254,11 @@ def _run(
     plans: Sequence[tuple[Batch, Setup]],
     arms: Sequence[Arm],
     pools: Sequence[Pool],
+    traffic: Arrivals | None,
     compare_attention: bool,
     book: _Book,
 ) -> None:
+    from vllm_batchllm.simulate.online_suite import simulate_online
     from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS
     from vllm_batchllm.simulate.suite import simulate as run_simulation
 
@@ -230,16 +270,16 @@ def _run(
             def on_arm(name: str, workload: str = batch.name) -> None:
                 bar.set_description_str(f"{workload}: {name}")
 
-            run_simulation(
-                batch,
-                arms,
-                setup,
-                pools,
-                compare_attention=compare_attention,
-                on_arm=on_arm,
-                on_progress=bar.update,
-                on_result=book.put,
-            )
+            told: dict[str, Any] = {
+                "compare_attention": compare_attention,
+                "on_arm": on_arm,
+                "on_progress": bar.update,
+                "on_result": book.put,
+            }
+            if traffic is None:
+                run_simulation(batch, arms, setup, pools, **told)
+            else:
+                simulate_online(batch, traffic, arms, setup, **told)
 
 
 def _show(report: SimulationReport, as_json: bool) -> None:

@@ -7,7 +7,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import RunInputs, run_metrics
@@ -15,6 +16,7 @@ from vllm_batchllm.measure.recorder import record
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel
+from vllm_batchllm.simulate.energy import Energy
 from vllm_batchllm.simulate.engine import MeterMaker, shared_config
 from vllm_batchllm.simulate.latency import Latencies, TokenClock, TokenTimes
 from vllm_batchllm.simulate.online_engine import OnlineEngine
@@ -34,17 +36,40 @@ class OnlineRun(SimulatedRun):
 
     metrics: `makespan_s` is from 0, when the arrivals begin to count, to the end of the last step; rates are over it.
     busy_s: in which the device worked. latencies: of all requests. by_class: of those of each priority. times: of every request.
+    energy: of the devices; None where nobody said which they are, or their power is not known.
     """
 
     busy_s: float
     latencies: Latencies
     by_class: Mapping[int, Latencies]
-    times: TokenTimes
+    times: TokenTimes = field(repr=False, compare=False)
+    energy: Energy | None = None
 
     @property
     def busy_ratio(self) -> float:
         """Share of the makespan in which the device worked."""
         return self.busy_s / self.metrics.makespan_s
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """Output tokens over the makespan."""
+        return self.metrics.output_tokens / self.metrics.makespan_s
+
+    def more_figures(self) -> dict[str, Any]:
+        """Plain values for the record."""
+        energy = (
+            None if self.energy is None else {"joules": self.energy.joules} | asdict(self.energy)
+        )
+        return {
+            "online": {
+                "busy_s": self.busy_s,
+                "busy_ratio": self.busy_ratio,
+                "output_tokens_per_s": self.output_tokens_per_s,
+                "latencies": asdict(self.latencies),
+                "by_class": {str(one): asdict(found) for one, found in self.by_class.items()},
+                "energy": energy,
+            }
+        }
 
 
 def check_online(arm: Arm, sizes: EngineSizes) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vllm_batchllm.simulate.arms import arm_names
+from vllm_batchllm.simulate.arrivals import KINDS
 from vllm_batchllm.simulate.devices import CPU, DEVICES
 from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.placement import OURS_PLACED, PLACEMENTS
@@ -56,6 +57,15 @@ Placement = Annotated[
 SlowestSpeed = Annotated[
     float | None, typer.Option(help="Of the first of several replicas; the others run at 1.")
 ]
+ArrivalsKind = Annotated[
+    str | None,
+    typer.Option(
+        "--arrivals",
+        help=f"How requests arrive over time: {', '.join(KINDS)} (default: all are there at the start).",
+    ),
+]
+Rate = Annotated[float | None, typer.Option(help="Requests that arrive per second.")]
+BurstSize = Annotated[int | None, typer.Option(help="Requests that arrive together, in bursts.")]
 Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
 Price = Annotated[
     float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)

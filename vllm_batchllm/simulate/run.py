@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vllm_batchllm.measure.metrics import RunInputs, RunMetrics, run_metrics
@@ -44,6 +44,10 @@ class SimulatedRun:
         """Mean share of the KV blocks held by requests over the steps; None if not recorded."""
         held = getattr(self.metrics, "step_kv_blocks", ())
         return sum(held) / len(held) / num_blocks if held else None
+
+    def more_figures(self) -> dict[str, Any]:
+        """Plain values for the record, of what not every run has."""
+        return {} if self.pool is None else {"pool": asdict(self.pool)}
 
 
 def run_arm(

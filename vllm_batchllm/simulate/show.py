@@ -9,6 +9,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vllm_batchllm.simulate.arms import SORTED, TUNED
+from vllm_batchllm.simulate.online_show import (
+    ONLINE_HEADER,
+    arrivals_clause,
+    is_online,
+    online_rows,
+    units_clause,
+)
 from vllm_batchllm.simulate.run import SimulatedRun
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
 
@@ -44,13 +51,19 @@ def duration(seconds: float) -> str:
 
 def header(report: SimulationReport) -> list[str]:
     """Column titles of `rows`."""
-    has_pool = any(result.num_replicas > 1 for result in report.results)
-    titles = POOL_HEADER if has_pool else HEADER
+    titles: tuple[str, ...] = HEADER
+    if any(map(is_online, report.results)):
+        titles = ONLINE_HEADER
+    elif any(result.num_replicas > 1 for result in report.results):
+        titles = POOL_HEADER
     return [*titles, *(["cost"] if report.price_per_hour is not None else [])]
 
 
 def rows(report: SimulationReport, result: Simulation) -> list[list[str]]:
-    """One row for each arm, and one for the bound."""
+    """One row for each arm, and one for the bound where it is known."""
+    if is_online(result):
+        own = zip(online_rows(result), result.runs, strict=True)
+        return [[*row, *_cost(report, result.device_hours(run))] for row, run in own]
     lines = []
     for run in result.runs:
         figures = run.metrics
@@ -145,9 +158,11 @@ def table(report: SimulationReport, result: Simulation) -> Table:
         box=SIMPLE_HEAD,
         padding=0,
         title=f"{workload['name']}: {workload['num_requests']:,} requests, "
-        f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens",
+        f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens"
+        f"{arrivals_clause(result)}",
         caption=f"{engine_of(result)}, "
-        f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens{tuned_as(result)}{best_cut(result)}",
+        f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens{tuned_as(result)}{best_cut(result)}"
+        f"{units_clause(result)}",
     )
     cells = rows(report, result)
     for at, title in enumerate(header(report)):  # broken between words, and figures nowhere

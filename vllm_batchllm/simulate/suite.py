@@ -110,13 +110,7 @@ def simulate(
     batch.check()
     saved = optimal_saved_tokens(batch.prompts, setup.sizes.block_size, limits=batch.limits)
     bound = lower_bound(batch, setup.sizes.widest(), setup.costs)
-    plans = [(arm, setup) for arm in arms]
-    if compare_attention:
-        ours = next((arm for arm in arms if arm.is_ours), Arm(OURS, OURS))
-        plans += [
-            (replace(ours, name=ours.name + suffix), with_reading(setup, reading))
-            for suffix, reading in ATTENTION_BOUNDS.items()
-        ]
+    plans = setups_of(arms, setup, compare_attention)
     result = Simulation(
         describe(batch), _engine(setup, pools[0]), (), bound.total_s / pools[0].capacity
     )
@@ -129,6 +123,20 @@ def simulate(
         result = replace(result, runs=(*result.runs, run))
         on_result(result)
     return result
+
+
+def setups_of(
+    arms: Sequence[Arm], setup: Setup, compare_attention: bool
+) -> list[tuple[Arm, Setup]]:
+    """Each arm with its setup; with ours once more for each way of reading shared KV, if asked for. Raises UsageError."""
+    plans = [(arm, setup) for arm in arms]
+    if compare_attention:
+        ours = next((arm for arm in arms if arm.is_ours), Arm(OURS, OURS))
+        plans += [
+            (replace(ours, name=ours.name + suffix), with_reading(setup, reading))
+            for suffix, reading in ATTENTION_BOUNDS.items()
+        ]
+    return plans
 
 
 def _engine(setup: Setup, pool: Pool) -> dict[str, Any]:
@@ -194,7 +202,7 @@ def _run(report: SimulationReport, result: Simulation, run: SimulatedRun) -> dic
         "device_hours": hours,
         "cost": None if report.price_per_hour is None else hours * report.price_per_hour,
         "counters": run.counters,
-        **({} if run.pool is None else {"pool": asdict(run.pool)}),
+        **run.more_figures(),
     }
 
 

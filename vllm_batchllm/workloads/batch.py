@@ -38,6 +38,7 @@ class Batch:
         seed: what the prompts were drawn with.
         scale: what the lengths of the definition were divided by.
         description: one line for reports.
+        arrivals_s: when each request arrived, seconds, the first at 0; None where nobody recorded it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Batch:
     scale: float = 1.0
     description: str = ""
     starts: list[int] | None = None
+    arrivals_s: list[float] | None = None
 
     @property
     def limits(self) -> list[int | None] | None:

@@ -21,6 +21,7 @@ from vllm_batchllm.input.trace import (
     TRACE_BLOCK_SIZE,
     TraceError,
     TraceRequest,
+    arrivals_of,
     output_of,
     prompt_of,
     read_trace,
@@ -110,6 +111,7 @@ def _trace(path: Path, options: InputOptions) -> Batch:
             output_lens=[output_of(request, block_size, trace_size) for request in requests],
             scale=trace_size / block_size,
             description=f"trace, blocks of {block_size} tokens",
+            arrivals_s=arrivals_of(requests),
         )
     )
 
