@@ -67,6 +67,34 @@ class BatchLLMConfig:
     """Whether KV that several requests share is read once in each step. ``auto``: where a measurement of
     this device and model's shape says that it pays; one line of the log says which, or that there is none."""
 
+    target_tbt_ms: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """Servers only: milliseconds between two tokens of a request that 99 of 100 steps keep, as far as decoding
+    alone does. Steps are as large as that allows by what steps have cost so far. None for vLLM's fixed size."""
+
+    target_ttft_ms: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """Servers with ``--scheduling-policy priority`` only: milliseconds until the first token of an interactive
+    request (priority 0 or less), for which batch requests (priority above 0) give way."""
+
+    release: Literal["one-shot", "groups", "all"] | None = None
+    """Servers only: what may be held back for a moment. ``one-shot``: requests of at most ``one_shot_tokens``, until a
+    batch is worth serving (arXiv 2501.02181). ``groups``: who would compute a prefix alone that others are about to ask for.
+    ``all``: both. None holds nobody."""
+
+    max_hold_s: Annotated[float, Field(gt=0, le=3600)] | None = None
+    """With ``release``: longest hold of any request, seconds. None is 0.5."""
+
+    one_shot_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """With ``release``: requests with at most so many output tokens are one shot, as are pooling requests. None is 1."""
+
+    power_weight: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    """With ``release``: milliseconds of mean response time that a watt of mean power is worth."""
+
+    idle_power_w: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """With ``power_weight``: power of the device when it waits, watts. None asks the device."""
+
+    busy_power_w: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """With ``power_weight``: power of the device in a step, watts. None asks the device."""
+
     replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
     """``LLM`` only: engines, each with the whole model, that share every batch; Ray places them. The same as
     ``data_parallel_size``, which vLLM's ``LLM`` refuses."""
@@ -79,11 +107,58 @@ class BatchLLMConfig:
                     f"admission {self.admission_rule!r} (order {self.order!r}); leave it out, or "
                     f"set 'admission' = {needed!r}"
                 )
+        self._check_release()
+        if self.target_tbt_ms is not None and self.spread_prefills:
+            raise ValueError(
+                f"batchllm option 'spread_prefills' = True and 'target_tbt_ms' = {self.target_tbt_ms:g} both "
+                "say how large a step is; leave one of them out"
+            )
+
+    def _check_release(self) -> None:
+        """Options that only holding requests reads, and which devices can draw that power."""
+        for name in ("max_hold_s", "one_shot_tokens", "power_weight"):
+            if self.release is None and getattr(self, name):
+                raise ValueError(
+                    f"batchllm option {name!r} = {getattr(self, name):g} has no effect without 'release'; leave it "
+                    "out, or set 'release' to 'one-shot', 'groups' or 'all'"
+                )
+        for name in ("power_weight", "one_shot_tokens"):
+            if self.release == "groups" and getattr(self, name):
+                raise ValueError(
+                    f"batchllm option {name!r} = {getattr(self, name):g} is for one-shot requests, and 'release' = "
+                    "'groups' does not hold those; leave it out, or set 'release' = 'all'"
+                )
+        for name in ("idle_power_w", "busy_power_w"):
+            if getattr(self, name) is not None and not self.power_weight:
+                raise ValueError(
+                    f"batchllm option {name!r} = {getattr(self, name):g} has no effect while 'power_weight' is 0; leave "
+                    "it out, or say what a watt is worth"
+                )
+        idle, busy = self.idle_power_w, self.busy_power_w
+        if (idle is None) != (busy is None):
+            raise ValueError(
+                f"batchllm options 'idle_power_w' = {idle} and 'busy_power_w' = {busy}: give both, or neither to ask the device"
+            )
+        if idle is not None and busy is not None and busy <= idle:
+            raise ValueError(
+                f"batchllm option 'busy_power_w' = {busy:g} must be above 'idle_power_w' = {idle:g}"
+            )
 
     @property
     def admission_rule(self) -> str:
         """The rule of admission that is used."""
         return self.admission or ("threshold" if self.order == "paper" else "future")
+
+    @property
+    def reads_clock(self) -> list[str]:
+        """Options in use by which two schedulers with clocks of their own would decide differently."""
+        names = ("max_wait_s", "target_tbt_ms", "target_ttft_ms", "release")
+        return [name for name in names if getattr(self, name) is not None]
+
+    @property
+    def hold_s(self) -> float:
+        """Longest hold of a request, seconds."""
+        return self.max_hold_s or 0.5
 
     @classmethod
     def parse(cls, options: BatchLLMConfig | Mapping[str, Any] | None) -> BatchLLMConfig:

@@ -130,10 +130,21 @@ def test_ranks_of_other_ids_and_clocks_decide_alike(
     assert one.scheduler.batchllm_snapshot()["refused_peak"] > 100
 
 
-def test_where_ranks_must_agree_a_wait_by_the_clock_is_refused_by_name(llama: str) -> None:
-    config = make_vllm_config(llama, options={"max_wait_s": 5.0})
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("max_wait_s", 5.0, "5"),
+        ("target_tbt_ms", 20.0, "20"),
+        ("target_ttft_ms", 500.0, "500"),
+        ("release", "groups", "groups"),
+    ],
+)
+def test_where_ranks_must_agree_what_reads_a_clock_is_refused_by_name(
+    llama: str, name: str, value: object, shown: str
+) -> None:
+    config = make_vllm_config(llama, options={name: value})
     config.parallel_config.distributed_executor_backend = "external_launcher"
-    with pytest.raises(ValueError, match=r"'max_wait_s' = 5 .* 'external_launcher'"):
+    with pytest.raises(ValueError, match=rf"'{name}' = {shown} .* 'external_launcher'"):
         make_scheduler(BatchLLMScheduler, config)
     config = make_vllm_config(llama, options={})
     config.parallel_config.distributed_executor_backend = "external_launcher"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vllm_batchllm.admission.candidate import Candidate
+from vllm_batchllm.admission.interactive_reserve import NOTHING, Reserved
 from vllm_batchllm.admission.memory_forecast import Entrant
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.pacer import Pacer
@@ -24,7 +25,7 @@ from vllm_batchllm.admission.request_lifetime import RequestLifetime
 from vllm_batchllm.admission.running_requests import RunningRequests
 from vllm_batchllm.stats.counters import ScheduleCounters
 
-Refusal = Literal["memory", "pace", "peak"]
+Refusal = Literal["memory", "pace", "peak", "reserve"]
 
 RESERVE_RATIO = 0.02
 """Share of the memory that is kept free where the length of any output is a guess. Forecasts by what
@@ -80,10 +81,19 @@ class AdmissionStep:
     Args:
         parts: what lasts from step to step.
         num_tokens: that the step may have; None leaves it to the engine.
+        reserved: what those that give way leave free.
+        max_num_seqs: requests that run at once at most; read with ``reserved`` only.
     """
 
-    def __init__(self, parts: AdmissionParts, num_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        parts: AdmissionParts,
+        num_tokens: int | None = None,
+        reserved: Reserved = NOTHING,
+        max_num_seqs: int = 0,
+    ) -> None:
         self.num_tokens = num_tokens
+        self._reserved, self._max_num_seqs = reserved, max_num_seqs
         self.refusal: Refusal | None = None
         """Why nobody else may start in this step; None as long as somebody may."""
         self._parts = parts
@@ -103,14 +113,15 @@ class AdmissionStep:
         return self.refusal is None
 
     def num_kept_blocks(self, candidate: Candidate) -> int:
-        """Blocks that are to stay free as ``candidate`` starts, for lengths that nobody knows.
+        """Blocks that are to stay free as ``candidate`` starts, for lengths that nobody knows and those it gives way to.
 
         Rounded down, as vLLM rounds its watermark: where blocks are few, one is much.
         """
+        kept = self._reserved.num_blocks if candidate.gives_way else 0
         is_certain = candidate.length_known and not self._running.num_guessed
         if is_certain or self._parts.options.threshold is not None:
-            return 0
-        return int(RESERVE_RATIO * self._running.capacity)
+            return kept
+        return kept + int(RESERVE_RATIO * self._running.capacity)
 
     def no_memory(self) -> None:
         """vLLM itself found no room for a request that :meth:`may_start` let pass."""
@@ -129,6 +140,8 @@ class AdmissionStep:
     def _judge(self, candidate: Candidate) -> Refusal | None:
         """Why ``candidate`` may not start, or None if it may."""
         parts, running = self._parts, self._running
+        if candidate.gives_way and self._is_reserved(len(running)):
+            return "reserve"
         if parts.options.threshold is not None:
             return None if self._fits_threshold(candidate, parts.options.threshold) else "peak"
         if parts.held_back.covers(candidate.request_id, parts.counters.num_memory_steps):
@@ -143,6 +156,11 @@ class AdmissionStep:
             return None
         parts.held_back.begin(candidate.request_id, parts.counters.num_memory_steps)
         return "peak"
+
+    def _is_reserved(self, num_running: int) -> bool:
+        """Whether the slots that are left are not for requests that give way."""
+        num_seqs = self._reserved.num_seqs
+        return num_seqs > 0 and num_running >= self._max_num_seqs - num_seqs
 
     def _fits_ahead(self, candidate: Candidate, entrant: Entrant) -> bool:
         """Whether the memory suffices until ``candidate`` has ended, or long enough."""

@@ -14,7 +14,7 @@ class Candidate:
     hashes: its chained block hashes, by reference; empty if it may share nothing.
     num_tokens: prompt and what was generated before a preemption. length_known: whether the
     output is certain to have ``max_tokens`` tokens. hint: the user's expectation, or None. holds_elsewhere:
-    whether blocks of it are kept by another engine until it starts.
+    whether blocks of it are kept by another engine until it starts. gives_way: whether it leaves room for more urgent ones.
     """
 
     request_id: str
@@ -25,6 +25,7 @@ class Candidate:
     length_known: bool = False
     hint: int | None = None
     holds_elsewhere: bool = False
+    gives_way: bool = False
 
     @property
     def num_generated(self) -> int:

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 
 from vllm_batchllm.admission.admission_step import AdmissionParts, AdmissionStep
 from vllm_batchllm.admission.candidate import Candidate
+from vllm_batchllm.admission.interactive_reserve import NOTHING, Reserved
 from vllm_batchllm.admission.memory_model import MemoryModel
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.pacer import Pacer
@@ -89,12 +90,15 @@ class AdmissionController:
         num_waiting: int,
         num_free_blocks: int,
         num_tokens: int | None = None,
+        reserved: Reserved = NOTHING,
+        max_num_seqs: int = 0,
     ) -> AdmissionStep:
         """A step begins; who may start in it, the answer says.
 
         tokens_held: prompt and output of each running request so far, asked for only where it
         matters; requests that were never admitted here are none of its business. num_tokens: that
-        the step may have; None leaves it to the engine.
+        the step may have; None leaves it to the engine. reserved: what requests that give way leave free, of
+        ``max_num_seqs`` slots and of the memory.
         """
         self.running.step(tokens_held, num_free_blocks)
         counters = self.counters
@@ -102,7 +106,7 @@ class AdmissionController:
         counters.held_blocks += self.running.num_held
         counters.held_blocks_peak = max(counters.held_blocks_peak, self.running.num_held)
         self.pacer.step(self.running.capacity, num_waiting, len(self.running) > 0)
-        self.step = AdmissionStep(self._parts, num_tokens)
+        self.step = AdmissionStep(self._parts, num_tokens, reserved, max_num_seqs)
         return self.step
 
     def continued(self, candidate: Candidate) -> None:

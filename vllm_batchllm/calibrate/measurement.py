@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from vllm_batchllm.admission.least_squares import solve_nonnegative
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.calibration import Calibration
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, StepWork
-from vllm_batchllm.simulate.step_costs import solve_nonnegative
 from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens
 
 

@@ -23,6 +23,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_batchllm.admission.candidate import Candidate
 from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.hints import hint_from
+from vllm_batchllm.admission.interactive_reserve import INTERACTIVE_PRIORITY
 from vllm_batchllm.compat.patching import substituted
 from vllm_batchllm.prefix.readable import marked_limit, readable_hashes
 
@@ -226,6 +227,7 @@ def candidate_of(request: Request, max_model_len: int, block_size: int) -> Candi
         max_tokens=max(min(request.max_tokens, max_model_len - request.num_prompt_tokens), 1),
         length_known=length_is_known(request),
         hint=hint,
+        gives_way=request.priority > INTERACTIVE_PRIORITY,
     )
 
 

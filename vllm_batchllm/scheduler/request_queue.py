@@ -17,6 +17,7 @@ from typing import Any
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_batchllm.admission.interactive_reserve import INTERACTIVE_PRIORITY
 from vllm_batchllm.admission.token_budget import Outstanding
 from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
 from vllm_batchllm.ordering.adapter_queue import AdapterGroupQueue, AdapterSlots
@@ -67,6 +68,8 @@ class PrefixGroupQueue(RequestQueue):
         self._arrivals = count()
         self._requeue_serials = count(-1, -1)
         self._num_waiting = 0
+        self.num_interactive = 0
+        """Of those who wait, how many are interactive."""
         self._head: Request | None = None
         """What the latest peek has shown, until anybody comes or goes: vLLM pops what it has seen,
         even if by the clock somebody else would be next by then."""
@@ -88,7 +91,7 @@ class PrefixGroupQueue(RequestQueue):
         priority = self._class_of(request)
         self._queues.opened(priority).add(request, rank)
         self.demand.arrived(request, priority, rank)
-        self._num_waiting += 1
+        self._count(request, 1)
         self._head = None
         self.plan_s += time.perf_counter() - start_s
 
@@ -129,7 +132,7 @@ class PrefixGroupQueue(RequestQueue):
             group_queue.skip(request, rank)
         if not was_skipped:
             self.demand.returned(request, priority, rank)
-        self._num_waiting += 1
+        self._count(request, 1)
         self._head = None
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
@@ -281,8 +284,13 @@ class PrefixGroupQueue(RequestQueue):
         group_queue.remove(request, admitted=admitted)
         if self._by_priority:
             self._queues.left(request.priority)
-        self._num_waiting -= 1
+        self._count(request, -1)
         self._head = None
+
+    def _count(self, request: Request, change: int) -> None:
+        self._num_waiting += change
+        if request.priority <= INTERACTIVE_PRIORITY:
+            self.num_interactive += change
 
     def _class_of(self, request: Request) -> int:
         return request.priority if self._by_priority else 0

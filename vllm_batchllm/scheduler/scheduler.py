@@ -17,12 +17,15 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, StreamingUpdate
 
 from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.environment import Clock, Environment
+from vllm_batchllm.admission.interactive_reserve import NOTHING
 from vllm_batchllm.admission.never_served import problem_of
 from vllm_batchllm.admission.options import AdmissionOptions
 from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, TokenBudget
@@ -37,6 +40,7 @@ from vllm_batchllm.prefix.readable import unplaceable_start
 from vllm_batchllm.scheduler.kv_cache_manager import candidate_of, installed_kv_cache_manager
 from vllm_batchllm.scheduler.kv_capacity import max_tokens_held
 from vllm_batchllm.scheduler.layer_kinds import memory_model
+from vllm_batchllm.scheduler.online import OnlineControl, is_asked_for
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.scheduler.settings import admission_for, config_of, current_environment
 from vllm_batchllm.stats.counters import ScheduleCounters
@@ -95,8 +99,10 @@ class PrefixGroupMixin(Scheduler):
             self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
         )
         self.token_budget = self._make_token_budget(environment.platform)
-        if shares_prefixes:
-            self.waiting = self._make_queue(environment.clock)
+        self._queue = self._make_queue(environment.clock) if shares_prefixes else None
+        if self._queue is not None:
+            self.waiting = self._queue
+        self.online = self._make_online(environment.clock)
         install_counters_utility()
         logger.info(
             "Scheduler: batchllm (%s), order=%s, max_wait_s=%s, policy=%s, hash block=%d tokens%s",
@@ -110,22 +116,49 @@ class PrefixGroupMixin(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """vLLM's step, with the admission told that it begins, and its outcome counted."""
-        if self.admission is not None:
-            self._begin_step(self.admission)
-        queue = self.waiting if isinstance(self.waiting, PrefixGroupQueue) else None
-        if queue is not None:
-            queue.begin_step(self.running)
-        output = super().schedule(throttle_prefills)
+        online, queue = self.online, self._queue
+        try:
+            if online is not None:
+                online.begin_step()
+            if self.admission is not None:
+                self._begin_step(self.admission)
+            if queue is not None:
+                queue.begin_step(self.running)
+            output = super().schedule(throttle_prefills)
+        finally:
+            if online is not None:
+                online.after_schedule()
         if queue is not None:
             self._end_step(queue)
         self._count(output)
+        if online is not None:
+            online.end_step(output)
         return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """vLLM's, and how long the step took is noted where somebody asks."""
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
+        if self.online is not None:
+            self.online.updated(scheduler_output)
+        return outputs
+
+    def next_release_s(self) -> float | None:
+        """When held requests have to go if nothing else happens, on the scheduler's clock; None if nobody is held."""
+        releases = self.online.releases if self.online is not None else None
+        return releases.next_release_s() if releases is not None else None
 
     def batchllm_snapshot(self) -> dict[str, Any]:
         """The counters so far, as plain values."""
         counters = self.batchllm_counters
-        if isinstance(self.waiting, PrefixGroupQueue):
-            counters.plan_s = self.waiting.plan_s
+        if self.online is not None:
+            for name, value in self.online.snapshot().items():
+                setattr(counters, name, value)
+        if self._queue is not None:
+            counters.plan_s = self._queue.plan_s
             pool = self.kv_cache_manager.block_pool
             counters.num_garbage_blocks = pool.num_unneeded_evicted
             counters.num_needed_lost = pool.num_needed_evicted
@@ -133,6 +166,8 @@ class PrefixGroupMixin(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """vLLM's; a request that can never be served ends with an error at the next step."""
+        if self.online is not None:
+            self.online.arrived(request, self._expected_output(request))
         super().add_request(request)
         self._end_if_hopeless(request)
 
@@ -176,6 +211,8 @@ class PrefixGroupMixin(Scheduler):
             num_waiting=len(self.waiting),
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
             num_tokens=self._step_tokens(admission),
+            reserved=self.online.reserved() if self.online is not None else NOTHING,
+            max_num_seqs=self.max_num_running_reqs,
         )
         if step.num_tokens is not None:
             self.max_num_scheduled_tokens = step.num_tokens
@@ -190,10 +227,10 @@ class PrefixGroupMixin(Scheduler):
 
     def _step_tokens(self, admission: AdmissionController) -> int | None:
         """Tokens of the step that begins, where prefills are spread; else None."""
-        if not self.token_budget.spreads:
+        if not self.token_budget.spreads or self._queue is None:
             return None
         return self.token_budget.tokens(
-            self.waiting.outstanding(),
+            self._queue.outstanding(),
             num_running=len(self.running),
             is_prefilling=any(request.is_prefill_chunk for request in self.running),
             output_is_guessed=admission.guesses_lengths,
@@ -230,6 +267,12 @@ class PrefixGroupMixin(Scheduler):
             slots=AdapterSlots(self.lora_config.max_loras) if self.lora_config else None,
         )
 
+    def _make_online(self, clock: Clock) -> OnlineControl | None:
+        if not is_asked_for(self.batchllm_config):
+            return None
+        lag = self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode
+        return OnlineControl(self, self.batchllm_config, self._queue, clock, lag)
+
     def _expected_output(self, request: Request) -> int:
         """Tokens of output that ``request`` is expected to have, for orders that ask."""
         if self.admission is None:
@@ -255,17 +298,17 @@ class PrefixGroupMixin(Scheduler):
             starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
             for request_id in cached.resumed_req_ids:
                 self._count_admission(request_id, starts[request_id])
-        if isinstance(self.waiting, PrefixGroupQueue):
-            self.waiting.levels.clear()
+        if self._queue is not None:
+            self._queue.levels.clear()
 
     def _count_admission(self, request_id: str, num_hit_tokens: int) -> None:
         request = self.requests[request_id]
-        queue = self.waiting
+        queue = self._queue
         self.batchllm_counters.admission(
             request.num_prompt_tokens,
             num_hit_tokens,
             first=request.num_preemptions == 0,
-            levels=queue.levels.get(request_id, ()) if isinstance(queue, PrefixGroupQueue) else (),
+            levels=queue.levels.get(request_id, ()) if queue is not None else (),
         )
 
     def _preempt_request(

@@ -54,9 +54,10 @@ def config_of(vllm_config: VllmConfig) -> BatchLLMConfig:
             "`vllm serve` has --data-parallel-size, `vllm-batchllm run` has --replicas"
         )
     backend = vllm_config.parallel_config.distributed_executor_backend
-    if config.max_wait_s is not None and backend == "external_launcher":
+    for name in config.reads_clock if backend == "external_launcher" else []:
+        value = getattr(config, name)
         raise ValueError(
-            f"batchllm option 'max_wait_s' = {config.max_wait_s:g} reads a clock, and with "
+            f"batchllm option {name!r} = {value if isinstance(value, str) else format(value, 'g')} reads a clock, and with "
             f"distributed_executor_backend = {backend!r} each rank has one of its own, so that they "
             "would decide differently; leave it out"
         )

@@ -15,6 +15,7 @@ GAUGES = (
     "hash_block_size",
     "kv_blocks",
     "max_tokens_held",
+    "num_held",
 )
 """Figures that say how things are, not how much happened."""
 
@@ -32,8 +33,9 @@ class ScheduleCounters:
         preemption included.
     num_preemptions: running requests sent back to wait.
     plan_s: seconds spent on arranging the waiting requests.
-    refused_memory, refused_peak, refused_pace: steps in which admissions ended because vLLM
-        found no room, because the future peak was too high, or to keep ages mixed.
+    refused_memory, refused_peak, refused_pace, refused_reserve: steps in which admissions ended because vLLM
+        found no room, because the future peak was too high, to keep ages mixed, or for what interactive
+        requests may need.
     held_blocks: KV blocks that requests held, summed over ``num_memory_steps`` steps;
         held_blocks_peak: the most in any step.
     num_ended: requests that have ended by themselves; real_tokens: of their outputs.
@@ -44,6 +46,11 @@ class ScheduleCounters:
     hash_block_size: tokens per block hash, the grain of sharing. kv_blocks: KV blocks that
         requests can hold. max_tokens_held: tokens of one request that fit the whole cache; 0 if
         that is not bounded.
+    num_held: requests held back now; num_held_ever: so far, for hold_s seconds in all. num_releases: batches and groups
+        of them. hold_saved_tokens: prompt tokens that those who joined a held group shared with it, not cached.
+        hold_saved_j: joules against serving at once, by the model.
+    num_steps_over_target: steps that took longer than their target; num_steps_beyond_target: those of which decodes
+        alone were foreseen to. num_paused_prefills: prompts of batch requests that paused, summed over steps.
     """
 
     num_steps: int = 0
@@ -68,6 +75,16 @@ class ScheduleCounters:
     hash_block_size: int = 1
     kv_blocks: int = 0
     max_tokens_held: int = 0
+    refused_reserve: int = 0
+    num_held: int = 0
+    num_held_ever: int = 0
+    hold_s: float = 0.0
+    num_releases: int = 0
+    hold_saved_tokens: int = 0
+    hold_saved_j: float = 0.0
+    num_steps_over_target: int = 0
+    num_steps_beyond_target: int = 0
+    num_paused_prefills: int = 0
 
     def step(self, num_tokens: int) -> None:
         """Count one step of ``num_tokens`` tokens; an empty one does not count."""

@@ -78,7 +78,7 @@ FAMILIES: tuple[Family, ...] = (
         "admission_refusals",
         "counter",
         "Steps in which admissions ended before the waiting requests did, by reason.",
-        {name: f"refused_{name}" for name in ("memory", "peak", "pace")},
+        {name: f"refused_{name}" for name in ("memory", "peak", "pace", "reserve")},
         "reason",
     ),
     _counter("plan_seconds", "plan_s", "Seconds spent on arranging the waiting requests."),
@@ -92,6 +92,33 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _counter("ended_requests", "num_ended", "Requests that have ended by themselves."),
     _counter("real_output_tokens", "real_tokens", "Output tokens of the requests that ended."),
+    _gauge("held_requests", "num_held", "Requests held back for others now (option release)."),
+    _counter("holds", "num_held_ever", "Requests that were held back."),
+    _counter("hold_seconds", "hold_s", "Seconds for which requests were held, in all."),
+    _counter("releases", "num_releases", "Batches and groups of held requests that were released."),
+    _counter(
+        "hold_saved_tokens",
+        "hold_saved_tokens",
+        "Prompt tokens that requests in a held group shared and had not found in the cache.",
+    ),
+    _counter(
+        "hold_saved_joules",
+        "hold_saved_j",
+        "Joules saved against serving one-shot requests at once, by the model, not measured.",
+    ),
+    _counter(
+        "steps_over_target", "num_steps_over_target", "Steps that took longer than their target."
+    ),
+    _counter(
+        "steps_beyond_target",
+        "num_steps_beyond_target",
+        "Steps of which decodes alone were foreseen to take longer than the target.",
+    ),
+    _counter(
+        "paused_prefills",
+        "num_paused_prefills",
+        "Prompts of batch requests that paused for interactive ones, summed over steps.",
+    ),
     _gauge("kv_blocks", "kv_blocks", "KV blocks that requests can hold."),
     _gauge(
         "kv_held_blocks_peak", "held_blocks_peak", "Most KV blocks that requests held in any step."

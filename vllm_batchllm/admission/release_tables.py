@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of releases for a live server, from what it has learnt (``release_policy.py`` has the model)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_batchllm.admission.release_policy import ReleasePolicy, greedy
+from vllm_batchllm.admission.release_server import BatchServer
+from vllm_batchllm.admission.release_solver import solve
+from vllm_batchllm.admission.service_times import ServiceTime
+
+MAX_LOAD = 0.97
+"""Share of what the server can do beyond which all are released at once: there is no time to wait, and
+the process would want ever more states."""
+
+STATES_PER_BATCH = 2
+"""States of a table for each request of the largest batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A policy, and the mean power that it saves against serving at once, by the same model."""
+
+    policy: ReleasePolicy
+    saved_w: float
+
+    def batch_of(self, num_waiting: int) -> int:
+        """How many of ``num_waiting`` to serve now; 0 to wait for more."""
+        return self.policy.batch_of(num_waiting)
+
+
+def make_table(
+    arrival_rate: float, service: ServiceTime, max_batch: int, power_weight: float, more_w: float
+) -> Table | None:
+    """The table for such arrivals and batches; None where all are best served at once.
+
+    Args:
+        arrival_rate: requests per second. power_weight: milliseconds of mean response time that a watt is worth.
+        more_w: what the device draws in a step beyond what it draws anyway: a batch's energy is that times its time.
+    """
+    service_ms = (1e3 * service.fixed_s, 1e3 * service.each_s)
+    energy_mj = (more_w * service_ms[0], more_w * service_ms[1])
+    if sum(service_ms) <= 0:
+        return None
+    server = BatchServer.affine(
+        arrival_rate, service_ms, energy_mj, max_batch, w_latency=1.0, w_power=power_weight
+    )
+    if server.load_ratio > MAX_LOAD:
+        return None
+    num_states = max(STATES_PER_BATCH * max_batch, 32)
+    policy, at_once = solve(server, num_states), greedy(server, num_states)
+    if policy.batches == at_once.batches:
+        return None
+    return Table(policy, at_once.power_w - policy.power_w)
