@@ -57,6 +57,8 @@ def traced(**more: Any) -> dict[str, Any]:
         ([3000, None, 5000], None),
         (["3000", 1, 2], None),
         ([-1, 1, 2], None),
+        ([1, 2, 10**400], None),
+        ([True, 1, 2], None),
     ],
 )
 def test_a_trace_says_when_its_requests_arrived(

@@ -20,6 +20,8 @@ from typing import Any
 
 TRACE_BLOCK_SIZE = 512
 """Prompt tokens for each id of a trace, if nothing else is said."""
+_MOST_EXACT = 2**53
+"""Whole timestamps from here on are no times: a float does not hold them."""
 
 
 class TraceError(ValueError):
@@ -140,7 +142,7 @@ def _timestamp(record: dict[str, Any]) -> float | None:
     value = record.get("timestamp")
     if isinstance(value, float):
         return value if math.isfinite(value) and value >= 0 else None
-    return value if _is_count(value) else None
+    return value if isinstance(value, int) and _is_count(value) and value < _MOST_EXACT else None
 
 
 def _is_count(value: object) -> bool:
