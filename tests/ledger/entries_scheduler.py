@@ -19,7 +19,7 @@ SCHEDULING: tuple[VLLMSymbol, ...] = (
     VLLMSymbol(
         "vllm.v1.core.sched.request_queue:RequestQueue",
         why="order of admission",
-        how="implemented by PrefixGroupQueue",
+        how="implemented by PrefixGroupQueue, and by HoldingQueue in front of it or of vLLM's",
         until=UNTIL_PUBLIC,
     ),
     VLLMSymbol(
@@ -43,6 +43,26 @@ SCHEDULING: tuple[VLLMSymbol, ...] = (
         "`num_spec_tokens` among others (tests/scheduler/test_spread_prefills.py)",
         until="SchedulerStats carries these counters to LLM, and steps have a token budget hook",
         parameters=("throttle_prefills",),
+    ),
+    VLLMSymbol(
+        f"{SCHEDULER}.update_from_output",
+        why="how long a step took, for targets of latency; it ends failed requests, and gives streaming sessions back",
+        how="overridden; calls super, then notes the time where an option asks for it",
+        until="vLLM tells its scheduler how long steps take",
+        parameters=("scheduler_output", "model_runner_output"),
+    ),
+    VLLMSymbol(
+        "vllm.v1.core.block_pool:BlockPool.get_cached_block",
+        why="how much of a prompt is likely to be cached, before it starts",
+        how="called with the first KV cache group, by binary search",
+        until=UNTIL_PUBLIC,
+        parameters=("block_hash", "kv_cache_group_ids"),
+    ),
+    VLLMSymbol(
+        "vllm.utils.import_utils:import_pynvml",
+        why="the power of a device, for option power_weight",
+        how="called once, where the user does not give it",
+        until="vLLM tells the power of a device",
     ),
     VLLMSymbol(
         f"{SCHEDULER}._preempt_request",
@@ -161,7 +181,6 @@ SCHEDULING: tuple[VLLMSymbol, ...] = (
             until=UNTIL_PUBLIC,
         )
         for name, why in (
-            ("update_from_output", "ends failed requests, and gives streaming sessions back"),
             ("finish_requests", "takes aborted requests out of the queues, many in one call"),
             ("_handle_stopped_request", "a streaming session comes back to the queue"),
             ("reset_prefix_cache", "running requests come back to the queue"),

@@ -28,7 +28,6 @@ from vllm_batchllm.admission.environment import Clock, Environment
 from vllm_batchllm.admission.interactive_reserve import NOTHING
 from vllm_batchllm.admission.never_served import problem_of
 from vllm_batchllm.admission.options import AdmissionOptions
-from vllm_batchllm.admission.token_budget import PLATFORM_RIDGE, TokenBudget
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.features import end_with_error
 from vllm_batchllm.compat.patching import install_counters_utility
@@ -43,6 +42,8 @@ from vllm_batchllm.scheduler.layer_kinds import memory_model
 from vllm_batchllm.scheduler.online import OnlineControl, is_asked_for
 from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.scheduler.settings import admission_for, config_of, current_environment
+from vllm_batchllm.scheduler.spreading import make_token_budget, step_tokens
+from vllm_batchllm.scheduler.step_counts import count_step
 from vllm_batchllm.stats.counters import ScheduleCounters
 from vllm_batchllm.stats.transport import CounterTransport
 
@@ -98,7 +99,7 @@ class PrefixGroupMixin(Scheduler):
         self.batchllm_counters.max_tokens_held = max_tokens_held(
             self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
         )
-        self.token_budget = self._make_token_budget(environment.platform)
+        self.token_budget = make_token_budget(self, self.batchllm_config, environment.platform)
         self._queue = self._make_queue(environment.clock) if shares_prefixes else None
         if self._queue is not None:
             self.waiting = self._queue
@@ -130,7 +131,7 @@ class PrefixGroupMixin(Scheduler):
                 online.after_schedule()
         if queue is not None:
             self._end_step(queue)
-        self._count(output)
+        count_step(self.batchllm_counters, output, self.requests, queue)
         if online is not None:
             online.end_step(output)
         return output
@@ -210,7 +211,7 @@ class PrefixGroupMixin(Scheduler):
             self._tokens_held,
             num_waiting=len(self.waiting),
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
-            num_tokens=self._step_tokens(admission),
+            num_tokens=step_tokens(self, self._queue, self.token_budget, admission),
             reserved=self.online.reserved() if self.online is not None else NOTHING,
             max_num_seqs=self.max_num_running_reqs,
         )
@@ -224,32 +225,6 @@ class PrefixGroupMixin(Scheduler):
         is_paced = self.admission is not None and self.admission.step.refusal == "pace"
         if is_paced or num_without_slot:
             self.prefill_capacity_bound = False
-
-    def _step_tokens(self, admission: AdmissionController) -> int | None:
-        """Tokens of the step that begins, where prefills are spread; else None."""
-        if not self.token_budget.spreads or self._queue is None:
-            return None
-        return self.token_budget.tokens(
-            self._queue.outstanding(),
-            num_running=len(self.running),
-            is_prefilling=any(request.is_prefill_chunk for request in self.running),
-            output_is_guessed=admission.guesses_lengths,
-            mean_output=admission.mean_output,
-        )
-
-    def _make_token_budget(self, platform: str) -> TokenBudget:
-        config = self.batchllm_config
-        # By priority there may be as many queues to add up in each step as requests that wait.
-        is_one_queue = self.policy == SchedulingPolicy.FCFS
-        can_split = is_one_queue and bool(self.scheduler_config.enable_chunked_prefill)
-        spreads = can_split and config.spread_prefills and config.admission_rule == "future"
-        return TokenBudget(
-            most=self.max_num_scheduled_tokens,
-            ridge=PLATFORM_RIDGE[platform] if spreads else 0,
-            capacity_tokens=self.batchllm_counters.kv_blocks * self.block_size,
-            max_num_seqs=self.max_num_running_reqs,
-            tokens_per_decode=1 + self.num_spec_tokens,
-        )
 
     def _tokens_held(self) -> dict[str, int]:
         return {r.request_id: r.num_tokens + r.num_output_placeholders for r in self.running}
@@ -287,29 +262,6 @@ class PrefixGroupMixin(Scheduler):
                 f"{type(self).__name__} does not fit async_scheduling={wanted}; use "
                 f"{leaf_for(wanted).__name__}, or --scheduler batchllm, which picks the right one"
             )
-
-    def _count(self, output: SchedulerOutput) -> None:
-        counters = self.batchllm_counters
-        counters.step(output.total_num_scheduled_tokens)
-        for new in output.scheduled_new_reqs:
-            self._count_admission(new.req_id, new.num_computed_tokens)
-        cached = output.scheduled_cached_reqs
-        if cached.resumed_req_ids:
-            starts = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-            for request_id in cached.resumed_req_ids:
-                self._count_admission(request_id, starts[request_id])
-        if self._queue is not None:
-            self._queue.levels.clear()
-
-    def _count_admission(self, request_id: str, num_hit_tokens: int) -> None:
-        request = self.requests[request_id]
-        queue = self._queue
-        self.batchllm_counters.admission(
-            request.num_prompt_tokens,
-            num_hit_tokens,
-            first=request.num_preemptions == 0,
-            levels=queue.levels.get(request_id, ()) if queue is not None else (),
-        )
 
     def _preempt_request(
         self, request: Request, timestamp: float, drop_stale_output: bool = False
