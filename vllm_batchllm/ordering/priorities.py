@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -93,6 +94,49 @@ class PriorityQueues(Generic[R]):
             queue.check_integrity()
             assert priority in self._listed, "a priority is not in the heap"
         assert self._listed == set(self._priorities), "the heap and its index disagree"
+
+
+class LongestWaits(Generic[R]):
+    """Since when each request of any priority waits, so that no class keeps another waiting for ever. O(1) each.
+
+    Who has waited too long is shown before more urgent ones. If it does not start in that step, for want of memory
+    say, nobody is shown in the next: those who are more urgent need not wait for its memory.
+
+    Args:
+        max_wait_s: longest wait, seconds. clock: seconds, monotonic.
+    """
+
+    def __init__(self, max_wait_s: float, clock: Callable[[], float]) -> None:
+        self._max_wait_s, self._clock = max_wait_s, clock
+        self._since: OrderedDict[R, float] = OrderedDict()
+        self._shown: R | None = None
+        self._may_show = True
+
+    def arrived(self, request: R) -> None:
+        """``request`` waits from now on."""
+        self._since[request] = self._clock()
+
+    def left(self, request: R) -> None:
+        """``request`` waits no longer; one that is not known is ignored."""
+        self._since.pop(request, None)
+        if request is self._shown:
+            self._shown = None
+
+    def begin_step(self) -> None:
+        """A step begins."""
+        self._may_show = self._shown is None
+        self._shown = None
+
+    def overdue(self) -> R | None:
+        """Who has waited longest, if that is too long, and it may be shown in this step."""
+        if not self._since or not self._may_show:
+            return None
+        request, since = next(iter(self._since.items()))
+        return request if self._clock() - since > self._max_wait_s else None
+
+    def show(self, request: R) -> None:
+        """``request``, which is overdue, is shown as the next one."""
+        self._shown = request
 
 
 def can_start(queue: WaitingQueue[R]) -> bool:

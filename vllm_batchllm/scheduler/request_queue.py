@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import count, islice
 from typing import Any
 
@@ -20,11 +19,16 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_batchllm.admission.interactive_reserve import INTERACTIVE_PRIORITY
 from vllm_batchllm.admission.token_budget import Outstanding
 from vllm_batchllm.kv_cache.block_pool import PrefixAwareBlockPool
-from vllm_batchllm.ordering.adapter_queue import AdapterGroupQueue, AdapterSlots
+from vllm_batchllm.ordering.adapter_queue import AdapterSlots
 from vllm_batchllm.ordering.group_queue import GroupQueue
-from vllm_batchllm.ordering.planned_group_queue import queue_class_for
+from vllm_batchllm.ordering.making import queue_maker
 from vllm_batchllm.ordering.policies import GroupOrder
-from vllm_batchllm.ordering.priorities import PriorityQueues, WaitingQueue
+from vllm_batchllm.ordering.priorities import (
+    LongestWaits,
+    PriorityQueues,
+    WaitingQueue,
+    can_start,
+)
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.node import PrefixNode
 from vllm_batchllm.scheduler.waiting_demand import OneQueueDemand, RankedDemand, WaitingDemand
@@ -63,7 +67,10 @@ class PrefixGroupQueue(RequestQueue):
     ) -> None:
         self.slots = slots
         self._by_priority = by_priority
-        new_queue = self._maker(order, block_size, max_wait_s, clock, expect)
+        self._waits: LongestWaits[Request] | None = None
+        if by_priority and max_wait_s is not None:
+            self._waits = LongestWaits(max_wait_s, clock)
+        new_queue = queue_maker(order, block_size, max_wait_s, clock, expect, slots, adapter_of)
         self._queues: PriorityQueues[Request] = PriorityQueues(new_queue, by_priority, slots)
         self._arrivals = count()
         self._requeue_serials = count(-1, -1)
@@ -91,6 +98,8 @@ class PrefixGroupQueue(RequestQueue):
         priority = self._class_of(request)
         self._queues.opened(priority).add(request, rank)
         self.demand.arrived(request, priority, rank)
+        if self._waits is not None:
+            self._waits.arrived(request)
         self._count(request, 1)
         self._head = None
         self.plan_s += time.perf_counter() - start_s
@@ -141,7 +150,14 @@ class PrefixGroupQueue(RequestQueue):
             self.prepend_request(request)
 
     def begin_step(self, running: Iterable[Request]) -> None:
-        """A step begins in which ``running`` run: their adapters have their slots."""
+        """A step begins in which ``running`` run: their adapters have their slots.
+
+        Where somebody who had waited too long was shown in the last step and could not start, those who are more urgent
+        are shown in this one: they need not wait for its memory.
+        """
+        if self._waits is not None:
+            self._waits.begin_step()
+            self._head = None
         if self.slots is not None:
             self.slots.begin_step(map(adapter_of, running))
             self._head = None
@@ -220,28 +236,6 @@ class PrefixGroupQueue(RequestQueue):
                 return request
         raise IndexError(f"queue index {index} out of range for {self._num_waiting} requests")
 
-    def _maker(
-        self,
-        order: GroupOrder,
-        block_size: int,
-        max_wait_s: float | None,
-        clock: Callable[[], float],
-        expect: Callable[[Request], int] | None,
-    ) -> Callable[[], WaitingQueue[Request]]:
-        """What makes the queue of one priority."""
-
-        def of_one_adapter() -> GroupQueue[Request]:
-            group_queue = queue_class_for(order)(order, block_size, max_wait_s, clock)
-            if expect is not None:
-                group_queue.expect = expect
-            return group_queue
-
-        slots = self.slots
-        if slots is None:
-            return of_one_adapter
-        by_clock = max_wait_s is not None
-        return partial(AdapterGroupQueue, slots, adapter_of, of_one_adapter, by_clock)
-
     def _make_demand(self, pool: PrefixAwareBlockPool | None, block_size: int) -> WaitingDemand:
         if self._by_priority or self.slots is not None:
             return RankedDemand(pool, block_size, self._open_node)
@@ -261,10 +255,22 @@ class PrefixGroupQueue(RequestQueue):
             raise IndexError("peek from an empty queue")
         if not self._by_priority:
             return self._queues[0]
-        group_queue = self._queues.most_urgent()
+        group_queue = self._overdue_queue() or self._queues.most_urgent()
         if group_queue is None:
             raise IndexError("nobody waits whose adapter may start")
         return group_queue
+
+    def _overdue_queue(self) -> WaitingQueue[Request] | None:
+        """That of who has waited too long, whatever its priority, if it may start."""
+        waits = self._waits
+        overdue = waits.overdue() if waits is not None else None
+        if waits is None or overdue is None:
+            return None
+        queue = self._queues[self._class_of(overdue)]
+        if not can_start(queue):
+            return None
+        waits.show(overdue)
+        return queue
 
     def _take_slot(self) -> None:
         """Whoever was popped and runs by now has the slot of its adapter for this step."""
@@ -282,6 +288,8 @@ class PrefixGroupQueue(RequestQueue):
 
     def _take(self, request: Request, group_queue: WaitingQueue[Request], admitted: bool) -> None:
         group_queue.remove(request, admitted=admitted)
+        if self._waits is not None:
+            self._waits.left(request)
         if self._by_priority:
             self._queues.left(request.priority)
         self._count(request, -1)
