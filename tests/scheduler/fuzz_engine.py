@@ -153,6 +153,7 @@ class FuzzEngine:
         assert self.books.open().keys() == places.keys(), "books and scheduler disagree"
         self._check_ref_counts()
         scheduler.waiting.check_integrity()
+        scheduler.prefix_queue.check_integrity()
         pool = pool_of(scheduler)
         pool.check_integrity()
         self._check_needed(pool)
@@ -201,12 +202,13 @@ class FuzzEngine:
         scheduler, pool = self.scheduler, pool_of(self.scheduler)
         self.books.check_all_have_ended()
         assert not scheduler.requests and not self.num_blocks_held(), "something is left"
-        assert not scheduler.deferred_waiting and not scheduler.waiting.levels
+        assert not scheduler.deferred_waiting and not scheduler.prefix_queue.levels
         assert not pool._demand.filed and not self.worker.transfers
-        for line in scheduler.waiting.group_queues:
+        for line in scheduler.prefix_queue.group_queues:
             assert not line and not line._waiting_since
-        for forest in scheduler.waiting.forests:
+        for forest in scheduler.prefix_queue.forests:
             assert not forest and not forest.root.children, "a forest keeps a node"
+        assert scheduler.prefix_queue.num_interactive == 0 and not len(scheduler.waiting)
         admission = scheduler.admission
         if admission is not None:
             assert not admission.num_running and not len(admission.running.memory)

@@ -20,6 +20,22 @@ from vllm_batchllm.scheduler.scheduler import create_scheduler
 BLOCK_SIZE = 4
 NUM_DRAFTS = 3
 
+ONLINE: dict[str, dict[str, Any]] = {
+    "steps": {"target_tbt_ms": 5.0},
+    "classes": {"target_ttft_ms": 20.0},
+    "one-shot": {"release": "one-shot", "one_shot_tokens": 4, "max_hold_s": 0.05},
+    "groups": {"release": "groups", "max_hold_s": 0.05},
+    "all": {
+        "release": "all",
+        "max_hold_s": 0.1,
+        "target_tbt_ms": 20.0,
+        "power_weight": 1.0,
+        "idle_power_w": 50.0,
+        "busy_power_w": 300.0,
+    },
+}
+"""Options for servers, by name."""
+
 setups = st.fixed_dictionaries(
     {
         "order": st.sampled_from(sorted(ORDERS)),
@@ -34,6 +50,7 @@ setups = st.fixed_dictionaries(
             ]
         ),
         "max_wait_s": st.sampled_from([None, None, 0.05]),
+        "online": st.sampled_from([None] * 6 + sorted(ONLINE)),
         "num_blocks": st.sampled_from([24, 40]),
         "on_failure": st.sampled_from(["recompute", "fail"]),
         "is_v2": st.booleans(),
@@ -126,7 +143,10 @@ def vllm_config(
 def make_engine(model: str, feature: str, is_async: bool, setup: dict[str, Any]) -> FuzzEngine:
     """An engine around a new scheduler; ``feature`` is "plain", "drafts" or "connector"."""
     names = ("order", "admission", "max_wait_s")
-    options = tuple((name, setup[name]) for name in names)
+    online = setup.get("online")
+    if online == "classes" and setup["policy"] != "priority":
+        online = None
+    options = tuple((name, setup[name]) for name in names) + tuple(ONLINE.get(online, {}).items())
     config = vllm_config(
         model,
         feature,

@@ -115,7 +115,7 @@ def waiting_hashes(scheduler: Scheduler, num_late_tokens: int = 0) -> set[bytes]
     are left out.
     """
     hashes: set[bytes] = set()
-    for request in scheduler.waiting:
+    for request in getattr(scheduler, "prefix_queue", scheduler.waiting):
         num_late = num_late_tokens if request.status is RequestStatus.PREEMPTED else 0
         num_known = (request.num_tokens - num_late) // scheduler.hash_block_size
         hashes.update(grouping_hashes(request, scheduler.hash_block_size)[:num_known])

@@ -117,3 +117,11 @@ class HoldingQueue(RequestQueue):
         """Who waits in the order of admission, then who is held."""
         yield from self.inner
         yield from self._held()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where a structural promise is broken. O(n)."""
+        held = list(self._held())
+        assert len(held) == len(set(held)), "a request is held twice"
+        assert not any(request in self.inner for request in held), "a held request waits"
+        if self.groups is not None:
+            self.groups.check_integrity()

@@ -100,9 +100,10 @@ class PrefixGroupMixin(Scheduler):
             self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
         )
         self.token_budget = make_token_budget(self, self.batchllm_config, environment.platform)
-        self._queue = self._make_queue(environment.clock) if shares_prefixes else None
-        if self._queue is not None:
-            self.waiting = self._queue
+        self.prefix_queue = self._make_queue(environment.clock) if shares_prefixes else None
+        """Who waits, by prefix groups; None where prefix caching is off. With `release` there are held ones before it."""
+        if self.prefix_queue is not None:
+            self.waiting = self.prefix_queue
         self.online = self._make_online(environment.clock)
         install_counters_utility()
         logger.info(
@@ -117,7 +118,7 @@ class PrefixGroupMixin(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """vLLM's step, with the admission told that it begins, and its outcome counted."""
-        online, queue = self.online, self._queue
+        online, queue = self.online, self.prefix_queue
         try:
             if online is not None:
                 online.begin_step()
@@ -158,8 +159,8 @@ class PrefixGroupMixin(Scheduler):
         if self.online is not None:
             for name, value in self.online.snapshot().items():
                 setattr(counters, name, value)
-        if self._queue is not None:
-            counters.plan_s = self._queue.plan_s
+        if self.prefix_queue is not None:
+            counters.plan_s = self.prefix_queue.plan_s
             pool = self.kv_cache_manager.block_pool
             counters.num_garbage_blocks = pool.num_unneeded_evicted
             counters.num_needed_lost = pool.num_needed_evicted
@@ -211,7 +212,7 @@ class PrefixGroupMixin(Scheduler):
             self._tokens_held,
             num_waiting=len(self.waiting),
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
-            num_tokens=step_tokens(self, self._queue, self.token_budget, admission),
+            num_tokens=step_tokens(self, self.prefix_queue, self.token_budget, admission),
             reserved=self.online.reserved() if self.online is not None else NOTHING,
             max_num_seqs=self.max_num_running_reqs,
         )
@@ -246,7 +247,7 @@ class PrefixGroupMixin(Scheduler):
         if not is_asked_for(self.batchllm_config):
             return None
         lag = self.parallel_config.pipeline_parallel_size - 1 + self.for_async_mode
-        return OnlineControl(self, self.batchllm_config, self._queue, clock, lag)
+        return OnlineControl(self, self.batchllm_config, self.prefix_queue, clock, lag)
 
     def _expected_output(self, request: Request) -> int:
         """Tokens of output that ``request`` is expected to have, for orders that ask."""
