@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,7 +46,7 @@ class SimulatedFigures(NamedTuple):
 def simulate_release(
     server: BatchServer, rule: ReleasePolicy | TimeOut, duration_ms: float, seed: int = 0
 ) -> SimulatedFigures:
-    """Serve Poisson arrivals of ``duration_ms`` by ``rule``, beginning with nobody.
+    """Serve Poisson arrivals of ``duration_ms`` by ``rule``, beginning with nobody there.
 
     A queue that grows for ever is simulated as far as it goes; its figures grow with the duration.
 
@@ -117,14 +118,14 @@ def _by_time(server: BatchServer, rule: TimeOut) -> Start:
     def start(arrivals: list[float], first: int, num: int, now: float) -> tuple[float, int]:
         if num >= full:
             return now, min(num, server.max_batch)
-        if first + full > len(arrivals):
+        ahead = arrivals[first : first + full]
+        if len(ahead) < least:
             return now, 0
-        timed_out = max(arrivals[first] + rule.wait_ms, arrivals[first + least - 1], now)
-        now = min(timed_out, arrivals[first + full - 1])
-        num = max(num, least)
-        while num < full and arrivals[first + num] <= now:
-            num += 1
-        return now, num
+        deadline = max(ahead[0] + rule.wait_ms, ahead[least - 1])
+        if len(ahead) < full and deadline > arrivals[-1]:
+            return now, 0  # what comes after the run might have been served with them
+        now = max(now, deadline if len(ahead) < full else min(deadline, ahead[-1]))
+        return now, bisect_right(ahead, now)
 
     return start
 

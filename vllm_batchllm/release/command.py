@@ -187,6 +187,10 @@ def _output(comparison: Comparison, as_json: bool, path: Path | None) -> None:
         print(f"control limit {policy.control_limit}; waiting requests: batch")
         print(f"  {policy_text(policy)}\n")
         Console().print(table(comparison))
+        if comparison.rows[-1].cost_error is None:
+            print("\ntime-outs are not simulated here: it would take too long to be right")
+        else:
+            print("\nN, or T ms: serve when N wait or the oldest has waited T; the best of some")
     _warn(comparison)
     if path is not None:
         try:

@@ -15,7 +15,7 @@ from rich.table import Table
 from vllm_batchllm.admission.release_policy import ReleasePolicy
 from vllm_batchllm.release.compare import Comparison, Row
 
-_DPI = 120
+_MOST_RUNS = 16
 
 
 def runs_of(batches: Sequence[int]) -> list[tuple[int, int, str]]:
@@ -35,7 +35,7 @@ def _decision(number: int, batch: int) -> str:
 
 
 def policy_text(policy: ReleasePolicy) -> str:
-    """The table of a policy in a line: `0-3: wait, 4-32: all, 33 and more: 32`."""
+    """The table of a policy in a line: `0-3: wait, 4-32: all, 33 and more: 32`; runs are left out where many."""
     runs = runs_of(policy.batches)
     if runs[-1][2] == str(policy.overflow_batch):
         first, _, decision = runs.pop()
@@ -46,6 +46,8 @@ def policy_text(policy: ReleasePolicy) -> str:
         f"{first}: {decision}" if first == end else f"{first}-{end}: {decision}"
         for first, end, decision in runs
     ]
+    if len(told) > _MOST_RUNS:
+        told = [*told[:_MOST_RUNS], f"({len(told) - _MOST_RUNS} more, see --json)"]
     return ", ".join([*told, last])
 
 
@@ -53,19 +55,24 @@ def table(comparison: Comparison) -> Table:
     """The rules beside each other, in the order of the comparison."""
     best = comparison.rows[0].cost
     found = Table("rule", box=None, pad_edge=False)
-    for name in ("cost", "over the best", "mean response, ms", "power, W"):
+    for name in ("cost", "over best", "response, ms", "power, W"):
         found.add_column(name, justify="right")
     for row in comparison.rows:
-        name = f"{row.name} (simulated)" if row.is_simulated else row.name
         figures = (f"{row.cost:,.3f}", _over(row, best), f"{row.mean_response_ms:,.3f}")
         if math.isinf(row.mean_response_ms):
             figures = ("-", "does not keep up", "-")
-        found.add_row(name, *figures, f"{row.power_w:,.3f}")
+        found.add_row(_name(row), *figures, f"{row.power_w:,.3f}")
     return found
 
 
+def _name(row: Row) -> str:
+    if row.cost_error is None:
+        return row.name
+    return f"{row.name} (simulated ±{row.cost_error:.2g})"
+
+
 def _over(row: Row, best: float) -> str:
-    return f"{row.cost / best - 1:+.1%}" if best else ""
+    return f"{round(row.cost / best - 1, 3) + 0.0:+.1%}" if best else ""
 
 
 def to_json(comparison: Comparison) -> str:
@@ -87,7 +94,7 @@ def to_json(comparison: Comparison) -> str:
                 "cost": _finite(row.cost),
                 "mean_response_ms": _finite(row.mean_response_ms),
                 "power_w": row.power_w,
-                "is_simulated": row.is_simulated,
+                "cost_error": row.cost_error,
             }
             for row in comparison.rows
         ],
@@ -130,8 +137,7 @@ def _plot_costs(axes: Any, rows: Sequence[Row]) -> None:
     rows = [row for row in rows if math.isfinite(row.cost)]
     bars = axes.barh(range(len(rows)), [row.cost for row in rows], color="#3b74b9")
     axes.bar_label(bars, [f"{row.cost:,.2f}" for row in rows], padding=3, size=8)
-    names = [f"{row.name} (simulated)" if row.is_simulated else row.name for row in rows]
-    axes.set_yticks(range(len(rows)), names, size=8)
+    axes.set_yticks(range(len(rows)), [_name(row) for row in rows], size=8)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_title("cost", size=10)
