@@ -151,9 +151,8 @@ class ReleaseModel:
         number, energy, overflow_ratio, gain = solved[0].tolist()
         values = solved[:, 3].copy()
         values[0] = 0.0
-        return TableFigures(
-            number / self.rate, energy * self.rate, max(overflow_ratio, 0.0), gain, values
-        )
+        power_w, overflow_ratio = max(energy * self.rate, 0.0), max(overflow_ratio, 0.0)
+        return TableFigures(number / self.rate, power_w, overflow_ratio, gain, values)
 
 
 def _solve(matrix: Floats, sides: Floats) -> Floats:
