@@ -98,6 +98,7 @@ def saving_row(load: float, w_power: float) -> Row:
         row[name] = {
             "states": states,
             "rounds": found.num_rounds,
+            "is_settled": found.is_settled,
             "values_ms": timed_ms(
                 lambda s=states, c=overflow_cost: solve_by_values(server, s, c), 3
             ),
@@ -187,8 +188,8 @@ def saving_table(rows: Sequence[Row]) -> str:
                 row["without"]["states"],
                 row["with"]["states"],
                 f"{row['states_saved_ratio']:.1%}",
-                f"{row['without']['values_ms']:.1f}",
-                f"{row['with']['values_ms']:.1f}",
+                values_text(row["without"]),
+                values_text(row["with"]),
                 f"{row['values_ms_saved_ratio']:.1%}",
                 f"{row['without']['policy_ms']:.1f}",
                 f"{row['with']['policy_ms']:.1f}",
@@ -196,6 +197,12 @@ def saving_table(rows: Sequence[Row]) -> str:
             for row in rows
         ],
     )
+
+
+def values_text(side: Row) -> str:
+    """Time of value iteration, in ms."""
+    ended = "" if side["is_settled"] else f", not settled in {side['rounds']:,} rounds"
+    return f"{side['values_ms']:.1f}{ended}"
 
 
 def page(found: dict[str, list[Row]]) -> str:

@@ -101,6 +101,7 @@ def test_no_policy_at_all_is_better(server: BatchServer, num_states: int, overfl
 def test_value_iteration_finds_the_same(server: BatchServer, num_states: int) -> None:
     policy = solve(server, num_states)
     found = solve_by_values(server, num_states, tolerance=1e-8)
+    assert found.is_settled
     assert found.model_cost == pytest.approx(policy.model_cost, rel=1e-7)
     assert found.policy.model_cost == pytest.approx(policy.model_cost, rel=1e-7)
 

@@ -97,12 +97,14 @@ class ValueIteration(NamedTuple):
     """What relative value iteration has found.
 
     policy: its table. model_cost: between the least and the greatest bound that it ended with.
-    num_rounds: updates of all states.
+    num_rounds: updates of all states. is_settled: whether the bounds have met; they do not where two tables
+    that hardly lead to each other cost nearly the same.
     """
 
     policy: ReleasePolicy
     model_cost: float
     num_rounds: int
+    is_settled: bool
 
 
 def solve_by_values(
@@ -118,7 +120,7 @@ def solve_by_values(
     probability eta / sojourn; ``eta`` is below sojourn / (1 - chance to stay) of every decision.
 
     Args:
-        tolerance: of the cost, relative, at which it ends.
+        tolerance: of the cost, relative, at which it ends; or after max_rounds.
 
     Raises:
         ValueError: as `solve`.
@@ -136,7 +138,8 @@ def solve_by_values(
     actions = (rates + weights * (model.expected(values) - values[:, None])).argmin(axis=1)
     cost = (low + high) / 2 * model.rate
     policy = policy_of(model, actions, server.fastest_batch)
-    return ValueIteration(policy, float(cost), num_rounds)
+    is_settled = bool(high - low <= tolerance * abs(high))
+    return ValueIteration(policy, float(cost), num_rounds, is_settled)
 
 
 def _discrete(model: ReleaseModel) -> tuple[Floats, Floats]:
