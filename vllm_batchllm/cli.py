@@ -15,6 +15,7 @@ from vllm_batchllm.jobs.arrange_command import arrange
 from vllm_batchllm.jobs.command import run, status
 from vllm_batchllm.plan.command import plan
 from vllm_batchllm.plugin.job_process import belong_to_job
+from vllm_batchllm.release.command import release
 from vllm_batchllm.simulate.command import simulate
 
 EXIT_USAGE = 2
@@ -58,6 +59,7 @@ app.command(
 )(with_vllm(run))
 app.command("status")(status)
 app.command("arrange")(arrange)
+app.command("release")(release)
 
 
 @app.callback(invoke_without_command=True)

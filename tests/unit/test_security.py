@@ -27,6 +27,7 @@ COMMANDS = (
     "page/",
     "simulate/",
     "calibrate/",
+    "release/",
     "input/",
     "jobs/",
     "measure/",

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from vllm_batchllm.admission.release_server import BatchServer
+from vllm_batchllm.admission.release_server import MOST, BatchServer
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MAX_STATES = 4096
-"""Most states: one direct solution takes seconds there."""
+MAX_STATES = 2048
+"""Most waiting requests that are told apart: one direct solution takes a good part of a second there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,8 @@ class ReleaseModel:
         self.server, self.num_states = server, num_states
         self.rate = server.arrival_rate / 1e3
         self.overflow_cost = self._own_cost() if overflow_cost is None else overflow_cost
-        if not (np.isfinite(self.overflow_cost) and self.overflow_cost >= 0):
-            raise ValueError(
-                f"overflow_cost must be a finite number of 0 or more, not {overflow_cost}"
-            )
+        if overflow_cost is not None and not 0 <= overflow_cost <= MOST:
+            raise ValueError(f"overflow_cost must be from 0 to {MOST:g}, not {overflow_cost:g}")
         self.numbers: Ints = np.append(np.arange(num_states + 1), num_states)
         self.sojourn: Floats = np.append(1.0, self.rate * np.array(server.service_ms))
         self.energy: Floats = np.append(0.0, server.energy_mj)
@@ -153,14 +151,13 @@ class ReleaseModel:
         number, energy, overflow_ratio, gain = solved[0].tolist()
         values = solved[:, 3].copy()
         values[0] = 0.0
-        return TableFigures(
-            number / self.rate, energy * self.rate, max(overflow_ratio, 0.0), gain, values
-        )
+        power_w, overflow_ratio = max(energy * self.rate, 0.0), max(overflow_ratio, 0.0)
+        return TableFigures(number / self.rate, power_w, overflow_ratio, gain, values)
 
 
 def _solve(matrix: Floats, sides: Floats) -> Floats:
     try:
-        return np.linalg.solve(matrix, sides)
+        return np.asarray(np.linalg.solve(matrix, sides), dtype=np.float64)
     except np.linalg.LinAlgError:  # arrivals so rare that parts of the process never meet
         return np.asarray(np.linalg.lstsq(matrix, sides, rcond=None)[0])
 

@@ -6,6 +6,7 @@ The best one comes from `solve`; `greedy`, `wait_for` and `always` are what serv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,6 @@ LEAST_STATES = 64
 ENOUGH_OVERFLOW = 1e-6
 """Share of time in the state of overflow below which more states change no figure."""
 
-MOST_STATES = 2048
-"""States at which `enough_states` gives up: loads near 1 would want any number."""
-
 
 @dataclass(frozen=True, slots=True)
 class ReleasePolicy:
@@ -32,7 +30,8 @@ class ReleasePolicy:
     overflow_batch: the same for more than the table has; never 0. cost: w_latency · mean_response_ms +
     w_power · power_w. mean_response_ms: from arrival to the end of the batch. power_w: mean power.
     overflow_ratio: share of time in the state of overflow; the figures count those who wait there as if they were
-    as many as the table has, so they are right where this is next to nothing. model_cost: cost, and the
+    as many as the table has, so they are right where this is next to nothing. A policy that does not keep up has an
+    infinite response time. model_cost: cost, and the
     abstract cost of that time: what `solve` makes smallest.
     """
 
@@ -70,12 +69,14 @@ def policy_of(model: ReleaseModel, actions: Ints, overflow_batch: int) -> Releas
         overflow_batch: what the policy serves there.
     """
     figures, server = model.figures(actions), model.server
-    cost = server.w_latency * figures.mean_response_ms + server.w_power * figures.power_w
+    response_ms = figures.mean_response_ms if server.keeps_up(overflow_batch) else math.inf
+    waiting = server.w_latency * response_ms if server.w_latency else 0.0
+    cost = waiting + server.w_power * figures.power_w
     return ReleasePolicy(
         tuple(actions[:-1].tolist()),
         overflow_batch,
         cost,
-        figures.mean_response_ms,
+        response_ms,
         figures.power_w,
         figures.overflow_ratio,
         cost + model.overflow_cost * figures.overflow_ratio,
@@ -120,7 +121,7 @@ def enough_states(
     num_states = max(LEAST_STATES, 2 * server.max_batch)
     policy = policy_with(num_states)
     while server.keeps_up(policy.overflow_batch) and policy.overflow_ratio > ENOUGH_OVERFLOW:
-        if num_states >= max(MOST_STATES, 2 * server.max_batch):
+        if num_states == MAX_STATES:  # loads near 1 would want any number
             break
         num_states = min(2 * num_states, MAX_STATES)
         policy = policy_with(num_states)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_BATCH = 1024
 """Largest batch that is modelled; memory and time of a solution grow with it."""
+
+LEAST, MOST = 1e-9, 1e15
+"""Bounds of all figures, within which nothing over- or underflows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,10 @@ class BatchServer:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number above 0, not {value:g}")
+    if not LEAST <= value <= MOST:
+        raise ValueError(f"{name} must be above 0, from {LEAST:g} to {MOST:g}, not {value:g}")
 
 
 def _check_not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number of 0 or more, not {value:g}")
+    if not 0 <= value <= MOST:
+        raise ValueError(f"{name} must be from 0 to {MOST:g}, not {value:g}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from vllm_batchllm.admission.release_server import BatchServer
 MAX_ROUNDS = 100
 """Rounds of policy iteration; a handful is the rule, and what is found by then is served with."""
 
+OVERLOADED = 0.95
+"""Load whose table serves a server that cannot keep up."""
+
 _ROUNDING = 1e-11
 """Differences of relative size that are rounding: they change no decision."""
 
@@ -21,12 +25,13 @@ _ROUNDING = 1e-11
 def solve(
     server: BatchServer, num_states: int | None = None, overflow_cost: float | None = None
 ) -> ReleasePolicy:
-    """The policy of least cost; where several are, the nearest to serving at once what waits.
+    """The policy of least cost; of actions that are equally good, the largest batch.
 
     Each round solves for the values of a table and takes what is best by them in every state
-    (Howard; Puterman, Markov Decision Processes, section 11.4.4). Never raises for a load of 1 or more: then the
-    table is what keeps the truncated queue cheapest, and its figures mean little.
+    (Howard; Puterman, Markov Decision Processes, section 11.4.4).
 
+    A load of 1 or more is served by the table of a load of OVERLOADED: the truncated process would rather stand still
+    there, since it counts only those whom it has states for.
     Beyond its states the policy serves the fastest batch. The process itself would leave the state of
     overflow by a small one, as quickly as it can, because it does not count who waits there; a server that did so might
     never catch up.
@@ -42,13 +47,23 @@ def solve(
     if num_states is None:
         return enough_states(server, lambda number: solve(server, number, overflow_cost))
     model = ReleaseModel(server, num_states, overflow_cost)
+    if server.load_ratio >= 1:
+        calm = replace(server, arrival_rate=OVERLOADED * server.max_rate)
+        actions = _best(ReleaseModel(calm, num_states, overflow_cost))
+    else:
+        actions = _best(model)
+    return policy_of(model, actions, server.fastest_batch)
+
+
+def _best(model: ReleaseModel) -> Ints:
+    """The best action of each state."""
     actions = _at_once(model)
     for _ in range(MAX_ROUNDS):
         better = _improved(model, actions)
         if np.array_equal(better, actions):
             break
         actions = better
-    return policy_of(model, actions, server.fastest_batch)
+    return _largest(model, actions)
 
 
 def _at_once(model: ReleaseModel) -> Ints:
@@ -59,24 +74,37 @@ def _at_once(model: ReleaseModel) -> Ints:
 
 def _improved(model: ReleaseModel, actions: Ints) -> Ints:
     """The best action of each state by the values of ``actions``, kept where none is better."""
+    ahead, rounding = _ahead(model, actions)
+    is_kept = ahead[np.arange(len(actions)), actions] <= ahead.min(axis=1) + rounding
+    return np.where(is_kept, actions, ahead.argmin(axis=1))
+
+
+def _largest(model: ReleaseModel, actions: Ints) -> Ints:
+    """The largest batch of those that are as good as ``actions``, which are the best."""
+    ahead, rounding = _ahead(model, actions)
+    is_best = ahead <= ahead.min(axis=1, keepdims=True) + rounding
+    return np.asarray(ahead.shape[1] - 1 - is_best[:, ::-1].argmax(axis=1))
+
+
+def _ahead(model: ReleaseModel, actions: Ints) -> tuple[Floats, float]:
+    """Cost of each action in each state with ``actions`` ever after, and what of it is rounding."""
     figures = model.figures(actions)
     ahead = model.costs - figures.gain * model.sojourn + model.expected(figures.values)
-    best = ahead.argmin(axis=1)
-    states = np.arange(len(actions))
-    gained = ahead[states, actions] - ahead[states, best]
-    return np.where(gained > _ROUNDING * np.abs(figures.values).max(), best, actions)
+    return ahead, float(_ROUNDING * np.abs(figures.values).max())
 
 
 class ValueIteration(NamedTuple):
     """What relative value iteration has found.
 
     policy: its table. model_cost: between the least and the greatest bound that it ended with.
-    num_rounds: updates of all states.
+    num_rounds: updates of all states. is_settled: whether the bounds have met; they do not where two tables
+    that hardly lead to each other cost nearly the same.
     """
 
     policy: ReleasePolicy
     model_cost: float
     num_rounds: int
+    is_settled: bool
 
 
 def solve_by_values(
@@ -92,7 +120,7 @@ def solve_by_values(
     probability eta / sojourn; ``eta`` is below sojourn / (1 - chance to stay) of every decision.
 
     Args:
-        tolerance: of the cost, relative, at which it ends.
+        tolerance: of the cost, relative, at which it ends; or after max_rounds.
 
     Raises:
         ValueError: as `solve`.
@@ -100,17 +128,18 @@ def solve_by_values(
     model = ReleaseModel(server, num_states, overflow_cost)
     rates, weights = _discrete(model)
     values = np.zeros(num_states + 2)
-    for num_rounds in range(1, max_rounds + 1):
+    num_rounds, low, high = 0, -1.0, 1.0
+    while num_rounds < max_rounds and high - low > tolerance * abs(high):
         ahead = rates + weights * (model.expected(values) - values[:, None])
         gains = ahead.min(axis=1)
         low, high = gains.min(), gains.max()
         values = values + gains - gains[0]
-        if high - low <= tolerance * abs(high):
-            break
-    actions = ahead.argmin(axis=1)
+        num_rounds += 1
+    actions = (rates + weights * (model.expected(values) - values[:, None])).argmin(axis=1)
     cost = (low + high) / 2 * model.rate
     policy = policy_of(model, actions, server.fastest_batch)
-    return ValueIteration(policy, float(cost), num_rounds)
+    is_settled = bool(high - low <= tolerance * abs(high))
+    return ValueIteration(policy, float(cost), num_rounds, is_settled)
 
 
 def _discrete(model: ReleaseModel) -> tuple[Floats, Floats]:
