@@ -17,8 +17,8 @@ import typer
 from published import FIGURES, UNIT, WHAT_IF, Published
 from sim_rows import run_rows, table
 
-from vllm_batchllm.simulate.cost_model import PUBLISHED, Constants
 from vllm_batchllm.admission.least_squares import solve_nonnegative
+from vllm_batchllm.simulate.cost_model import PUBLISHED, Constants
 
 _AT_UNIT = ("linear_s", "head_s", "prefill_attention_s", "decode_attention_s")
 
