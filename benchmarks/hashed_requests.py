@@ -40,6 +40,7 @@ class PlannedRequest:
     max_tokens: int = OUTPUT_TOKENS
     skip_reading_prefix_cache: bool = False
     resumable: bool = False
+    priority: int = 0
 
 
 def main_prompts(num_requests: int) -> Iterator[list[int]]:

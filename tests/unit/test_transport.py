@@ -41,6 +41,7 @@ def test_only_what_changed_is_sent() -> None:
         "kv_blocks": 100,
         "held_blocks_peak": 0,
         "max_tokens_held": 0,
+        "num_held": 0,
     }
     assert ride(transport, counters) == {}
     counters.step(30)
