@@ -17,9 +17,9 @@ MEASURED_ROUNDS ?= 3
 # Workloads on which the simulator is held against this machine.
 MEASURED ?= micro-2000-200-d16 industry tree-3 decode-heavy mixed
 # Unit tests hardly touch vLLM: they need no second run.
-NEXT_TESTS := tests/ledger tests/scheduler tests/upstream tests/engine/test_llm.py tests/engine/test_front_ends.py \
-	tests/attention/test_sharing.py tests/unit/test_shared_attention_choice.py \
-	tests/jobs/test_handlers.py tests/jobs/test_command.py tests/unit/test_replica_llm.py
+NEXT_PURE := tests/ledger tests/scheduler tests/unit/test_shared_attention_choice.py tests/unit/test_replica_llm.py
+NEXT_TESTS := tests/upstream tests/engine/test_llm.py tests/engine/test_front_ends.py \
+	tests/attention/test_sharing.py tests/jobs/test_handlers.py tests/jobs/test_command.py
 # Steps of `make fuzz`, and where its random numbers start; a run tells its seed, to be replayed.
 FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
@@ -44,8 +44,13 @@ model: setup ## fetch and convert SmolLM2-135M-Instruct into models/ (once; abou
 demo: model ## documents x questions on a real model, with an A/B against stock vLLM
 	$(PY) benchmarks/demo/main_job.py
 
+# A core each: no engine runs here, and a file stays in one process. What has engines runs by itself.
+PURE_TESTS := tests/unit tests/ledger tests/scheduler
+BY_CORE := -n 2 --dist loadfile
+
 test: model ## all tests, real engines included
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest $(BY_CORE) $(PURE_TESTS) $(PYTEST_ARGS)
+	$(PY) -m pytest $(PURE_TESTS:%=--ignore=%) $(PYTEST_ARGS)
 
 test-long: model ## what takes too long for every change: whole grids, real servers in full
 	$(PY) -m pytest -m long $(PYTEST_ARGS)
@@ -61,8 +66,11 @@ fuzz: setup ## 100,000 random steps of schedulers, random inputs of all parsers 
 next: setup ## .next: the next vLLM's Python on the kernels of this one (seconds, 47 MB once)
 	@$(PY) patches/next_overlay/make_overlay.py
 
+ON_NEXT := PYTHONPATH="$(CURDIR)/.next$${PYTHONPATH:+:$$PYTHONPATH}"
+
 test-next: model next ## on the next vLLM: ledger, scheduler ring, its own core tests, LLM and front ends
-	PYTHONPATH="$(CURDIR)/.next$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) -m pytest --on-next $(NEXT_TESTS) $(PYTEST_ARGS)
+	$(ON_NEXT) $(PY) -m pytest --on-next $(BY_CORE) $(NEXT_PURE) $(PYTEST_ARGS)
+	$(ON_NEXT) $(PY) -m pytest --on-next $(NEXT_TESTS) $(PYTEST_ARGS)
 
 drift: setup ## which bodies of vLLM that we rely on have changed: make drift OLD=0.32.0 NEW=0.33.0
 	@$(PY) tests/ledger/drift.py $(OLD) $(NEW)
