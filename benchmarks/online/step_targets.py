@@ -5,7 +5,8 @@
 
 Simulated, at saturation and at a moderate rate. The fixed size is searched for each target: the largest throughput of stock vLLM
 among the `max_num_batched_tokens` and `max_num_seqs` whose 99th percentile between tokens is within it. Writes
-`step_targets.json` (every row) and `step_targets.md`. `--keep` goes on with the rows of an earlier run.
+`step_targets.json` (every row), `step_targets_fixed.json` (sizes that the search found) and `step_targets.md`. `--keep` goes on
+with what an earlier run has finished.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class FixedSizes:
 
     batch: Batch
     arrivals_s: list[float]
+    found: dict[str, list[int] | None]
+    """Size and requests at once that the search found for each ratio, to be filled in."""
     runs: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
 
     def run(self, size: int, seqs: int) -> dict[str, Any]:
@@ -84,14 +87,22 @@ class FixedSizes:
             self.runs[key] = served.figures() | {"size": size, "seqs": key[1], "steps_s": spent_s}
         return self.runs[key]
 
-    def best(self, target_s: float, all_seqs: list[int]) -> dict[str, Any] | None:
+    def best(self, ratio: float, target_s: float, all_seqs: list[int]) -> dict[str, Any] | None:
         """The fastest that keeps the target of all that were tried; None if none does."""
+        key = f"{ratio:g}"
+        if key not in self.found:
+            best = self._searched(target_s, all_seqs)
+            self.found[key] = None if best is None else [best["size"], best["seqs"]]
+        sizes = self.found[key]
+        return None if sizes is None else self.run(*sizes)
+
+    def _searched(self, target_s: float, all_seqs: list[int]) -> dict[str, Any] | None:
         for seqs in all_seqs:
-            self._search(target_s, seqs)
+            self._bisect(target_s, seqs)
         kept = [run for run in self.runs.values() if run["tbt"]["p99_s"] <= target_s]
         return max(kept, key=lambda run: float(run["requests_per_s"]), default=None)
 
-    def _search(self, target_s: float, seqs: int) -> None:
+    def _bisect(self, target_s: float, seqs: int) -> None:
         """Bisection of the size, by ratios, from what is known already."""
         low, high = SIZES
         if self.run(high, seqs)["tbt"]["p99_s"] <= target_s:
@@ -106,12 +117,12 @@ class FixedSizes:
             low, high = (middle, high) if keeps else (low, middle)
 
 
-def rows_of(name: str, seed: int) -> Iterator[dict[str, Any]]:
-    """All rows of one shape and seed."""
+def rows_of(name: str, seed: int, found: dict[str, list[int] | None]) -> Iterator[dict[str, Any]]:
+    """All rows of one shape and seed. found: by the search of fixed sizes, to be gone on with."""
     shape = SHAPES[name]
     batch = shape.batch(name, seed)
     arrivals_s = poisson_times_s(shape.num, shape.rate, seed)
-    fixed = FixedSizes(batch, arrivals_s)
+    fixed = FixedSizes(batch, arrivals_s, found)
     small = serve(batch, arrivals_s, max_num_batched_tokens=SMALL_CHUNKS)
     decode_s = small.steps.decode_only_s()
     num_decode_only = sum(not has_prompts for has_prompts, _ in small.steps.steps)
@@ -119,7 +130,7 @@ def rows_of(name: str, seed: int) -> Iterator[dict[str, Any]]:
         f"{name}, seed {seed}: decode-only step {1e3 * decode_s:.1f} ms ({num_decode_only} steps)"
     )
     peak = small.run.metrics.running_peak
-    all_seqs = [1024, *sorted({max(peak * part // 4, 1) for part in (3, 2, 1)}, reverse=True)]
+    all_seqs = [1024, *sorted({max(peak * part // 4, 1) for part in (2, 1)}, reverse=True)]
     common = {"shape": name, "seed": seed, "decode_only_s": decode_s}
     for ratio in (HOPELESS, *RATIOS):
         target_s = ratio * decode_s
@@ -129,9 +140,8 @@ def rows_of(name: str, seed: int) -> Iterator[dict[str, Any]]:
         if ratio == HOPELESS:
             yield row
             continue
-        best = fixed.best(target_s, all_seqs)
+        best = fixed.best(ratio, target_s, all_seqs)
         row["fixed"] = None if best is None else _plain(best, target_s)
-        row["num_tried"] = len(fixed.runs)
         yield row
         if best is None:
             continue
@@ -167,11 +177,15 @@ def main() -> None:
     path = arguments.out / "step_targets.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(path.read_text()) if arguments.keep and path.exists() else []
+    sizes_path = arguments.out / "step_targets_fixed.json"
+    sizes = json.loads(sizes_path.read_text()) if arguments.keep and sizes_path.exists() else {}
     done = {(row["shape"], row["seed"]) for row in rows}
     for seed in range(arguments.seeds):
         for name in arguments.shapes:
             if (name, seed) not in done:
-                rows += rows_of(name, seed)
+                for row in rows_of(name, seed, sizes.setdefault(f"{name}-{seed}", {})):
+                    rows.append(row)
+                    sizes_path.write_text(json.dumps(sizes, indent=1) + "\n")
                 path.write_text(json.dumps(rows, indent=1) + "\n")
     text = report(rows)
     (arguments.out / "step_targets.md").write_text(text)
