@@ -30,10 +30,10 @@ Requests = list[list[float]]
 def mixed(scale: float) -> Requests:
     """Short prompts and a few long ones, more of them than can be served. (seconds, prompt, output, priority)."""
     draw = np.random.default_rng(0)
-    num = max(round(120 * scale), 10)
+    num = max(round(48 * scale), 10)
     at_s = np.cumsum(draw.exponential(1 / 40, num))
     lengths = [
-        (int(draw.integers(2000, 3500)) if place % 8 == 7 else int(draw.integers(64, 256)))
+        (int(draw.integers(1500, 3000)) if place % 8 == 7 else int(draw.integers(64, 256)))
         for place in range(num)
     ]
     return [
@@ -51,7 +51,7 @@ def bursts(scale: float) -> Requests:
 
 def backlog(scale: float) -> Requests:
     """Batch requests that are there from the start."""
-    return [[0.0, 1000, 64, 1] for _ in range(max(round(150 * scale), 10))]
+    return [[0.0, 1000, 64, 1] for _ in range(max(round(60 * scale), 10))]
 
 
 def run_arm(
