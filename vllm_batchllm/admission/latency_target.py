@@ -4,7 +4,7 @@
 Decodes run in every step, and prompts are computed beside them in chunks (Sarathi-Serve, arXiv 2403.02310), so the
 time between two tokens is that of a step. A chunk costs more the more of its prompt has been computed before
 (Medha, arXiv 2409.17264), so chunks begin large and shrink. Both are one rule here: the largest step whose
-predicted time is within the target.
+predicted time is within the target. A step without decodes holds up nobody's next token, and may be as large as any.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ SHRINK = 0.97
 LEAST_LIMIT = 0.5
 """Share of the target below which the limit does not fall: what is late then is not the tokens' fault."""
 
-START_RATIO = 0.9
-"""Share of the limit that decodes alone may take for another request to start: they grow, and prompts need time."""
+HOPELESS_RATIO = 2.0
+"""Where one request that decodes alone takes longer than the target: the multiple of its time that steps are to take
+instead. Serving one at a time would not keep the target either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,13 @@ class StepSize:
     """What a step may have.
 
     num_tokens: in all. num_starts: requests that may start; None for any number. is_missed: decodes alone take longer
-    than the target.
+    than the target. aim_s: what the step is to take at most, seconds; None if no token waits for it.
     """
 
     num_tokens: int
     num_starts: int | None
     is_missed: bool
+    aim_s: float | None = None
 
 
 class LatencyTarget:
@@ -69,12 +71,14 @@ class LatencyTarget:
         self.limit_ratio = 1.0
         """Share of a target up to which the predicted time may grow: less than 1 where steps took longer than predicted."""
         self._most, self._floor = most_tokens, floor_tokens
+        self._knows_small = False
 
     def observe(self, load: StepLoad, duration_s: float, target_s: float | None) -> None:
         """A step of ``load`` took ``duration_s``. target_s: its target; None if it had none, or could not be made
         smaller."""
         was_known = self.times.num_steps > 0
         self.times.observe(load, duration_s)
+        self._knows_small |= load.num_tokens <= load.num_requests + self._floor
         if target_s is None or not was_known:
             return
         if duration_s > target_s:
@@ -90,6 +94,9 @@ class LatencyTarget:
         prefills: Sequence[PrefillAhead],
         ahead: StepLoad,
         kv_of_start: float,
+        *,
+        least_kv: int = 0,
+        is_free: bool = False,
     ) -> StepSize:
         """The largest step with ``decodes`` and as much of ``prefills`` as fits.
 
@@ -98,22 +105,34 @@ class LatencyTarget:
             prefills: in the order in which they are computed; what comes behind the last is like it.
             ahead: ``decodes`` with all that will decode once their prompts are computed.
             kv_of_start: tokens of KV of a request that starts, once it decodes.
+            least_kv: of the smallest request of all these.
+            is_free: no token waits for this step, whose tokens are not bounded then.
         """
-        base, limit_s = decodes.num_tokens, self.limit_ratio * target_s
+        aim_s = self._within_reach(target_s, least_kv)
+        base, limit_s = decodes.num_tokens, self.limit_ratio * aim_s
         floor = min(base + self._floor, self._most)
         seen = max(2 * self.times.max_tokens, FIRST_TOKENS)
         most = min(self._most, max(seen, floor))
-        num_starts = self._num_starts(START_RATIO * limit_s, ahead, kv_of_start)
-        is_missed = self.times.predict_s(decodes) > target_s
+        num_starts = self._num_starts(limit_s, ahead, kv_of_start)
+        if is_free:
+            return StepSize(self._most, num_starts, False)
+        is_missed = self._knows_small and self.times.predict_s(decodes) > target_s
         if not prefills:
-            return StepSize(most, num_starts, is_missed)
+            return StepSize(most, num_starts, is_missed, aim_s)
 
         def fits(num_tokens: int) -> bool:
             load = with_prefills(decodes, prefills, num_tokens)
             return self.times.predict_s(load) <= limit_s
 
         num_prompt_tokens = largest(fits, max(most - base, 0))
-        return StepSize(max(base + num_prompt_tokens, floor), num_starts, is_missed)
+        return StepSize(max(base + num_prompt_tokens, floor), num_starts, is_missed, aim_s)
+
+    def _within_reach(self, target_s: float, least_kv: int) -> float:
+        """The target, or more where no step whatever could keep it, which only steps without large prompts tell."""
+        if not self._knows_small:
+            return target_s
+        alone_s = self.times.predict_s(StepLoad(1, 1, least_kv))
+        return target_s if alone_s <= target_s else HOPELESS_RATIO * alone_s
 
     def _num_starts(self, limit_s: float, ahead: StepLoad, kv_of_start: float) -> int | None:
         """Requests that may start beside those ahead; None before anything is known, or if there is no hope."""

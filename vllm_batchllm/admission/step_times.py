@@ -28,7 +28,11 @@ STEPS_PER_FIT = 8
 """Steps between two fits, once there are many."""
 
 _PRIOR = 1e-6
-"""Relative to the work seen: makes costs of work that was never done come out as zero."""
+"""Relative to the work seen: makes costs of work that was never done come out as zero, and leaves what cannot be told
+apart to the parts that every step has. So a second request is tried where only single ones were seen."""
+
+_NUM_FIXED = 2
+"""Leading parts that do not grow with the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,8 @@ class StepTimes:
         """Solve for costs, work scaled by the most that was seen of it."""
         scale = np.where(self._work > 0, self._work, 1.0)
         normal = self._normal / np.outer(scale, scale)
-        normal[np.diag_indices_from(normal)] += _PRIOR * max(float(np.trace(normal)), 1e-30)
+        growing = np.arange(_NUM_FIXED, len(scale))
+        normal[growing, growing] += _PRIOR * max(float(np.trace(normal)), 1e-30)
         costs = solve_nonnegative(normal, self._moments / scale) / scale
         self._costs = [float(cost) for cost in np.where(self._work > 0, costs, 0.0)]
         self._num_unfitted = 0

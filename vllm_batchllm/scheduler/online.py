@@ -78,7 +78,9 @@ class OnlineControl:
         if self.releases is not None:
             self.releases.begin_step()
         num_paused = 0 if self.giving_way is None else self.giving_way.begin_step()
-        self.sizer.begin_step(self._target_s(), num_paused)
+        beside_batch = self.giving_way is not None and self.giving_way.has_batch
+        step_s = self._batch_step_s if beside_batch else None
+        self.sizer.begin_step(self._tbt_s, step_s, num_paused)
 
     def reserved(self) -> Reserved:
         """What batch requests leave free in this step."""
@@ -110,12 +112,6 @@ class OnlineControl:
         if self.giving_way is not None:
             figures["num_paused_prefills"] = self.giving_way.num_paused
         return figures | (self.releases.snapshot() if self.releases is not None else {})
-
-    def _target_s(self) -> float | None:
-        """Seconds that the step may take."""
-        beside_batch = self.giving_way is not None and self.giving_way.has_batch
-        targets = [self._tbt_s, self._batch_step_s if beside_batch else None]
-        return min((target for target in targets if target is not None), default=None)
 
 
 def is_asked_for(config: BatchLLMConfig) -> bool:

@@ -15,7 +15,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from vllm_batchllm.admission.environment import Clock
-from vllm_batchllm.admission.latency_target import LatencyTarget, PrefillAhead, pairs_of
+from vllm_batchllm.admission.latency_target import (
+    LatencyTarget,
+    PrefillAhead,
+    StepSize,
+    pairs_of,
+)
 from vllm_batchllm.admission.step_times import StepLoad
 from vllm_batchllm.log import get_logger
 
@@ -24,12 +29,15 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """A step whose output is not known yet. target_s: None where its size was not by a target."""
+    """A step whose output is not known yet. target_s, aim_s: what the user asked for and what its size was by; None where
+    no token waits for it. is_missed: decodes alone were foreseen to take longer than the target."""
 
     output: SchedulerOutput
     load: StepLoad
     begin_s: float
     target_s: float | None
+    aim_s: float | None
+    is_missed: bool
 
 
 class StepSizer:
@@ -46,33 +54,31 @@ class StepSizer:
         self._decode_tokens = 1 + int(scheduler.num_spec_tokens)
         self._in_flight: deque[_InFlight] = deque()
         self._begin_s = self._last_end_s = clock()
+        self._target_s: float | None = None
         self._aim_s: float | None = None
-        self._has_warned = False
+        self._is_missed = self._has_warned = False
         self.num_over = 0
         """Steps that took longer than their target."""
         self.num_missed = 0
-        """Steps of which decodes alone were foreseen to take longer."""
+        """Those of them whose decodes alone were foreseen to take longer."""
 
-    def begin_step(self, target_s: float | None, num_paused: int = 0) -> None:
-        """Set the sizes of the step that begins. target_s: that it is to take at most; None for vLLM's sizes.
-        num_paused: requests that run, but not in this step."""
+    def begin_step(self, tbt_s: float | None, step_s: float | None, num_paused: int = 0) -> None:
+        """Set the sizes of the step that begins.
+
+        tbt_s: that a step is to take at most if a request decodes in it. step_s: that it is to take at most, whatever is
+        in it. None for no such bound. num_paused: requests that run, but not in this step.
+        """
         scheduler = self._scheduler
-        self._begin_s, self._aim_s = self._clock(), target_s
+        self._begin_s, self._target_s, self._aim_s = self._clock(), None, None
+        self._is_missed = False
         num_tokens, num_active = self._most_tokens, self._most_active - num_paused
+        target_s = min((one for one in (tbt_s, step_s) if one is not None), default=None)
         if target_s is not None:
-            decodes, ahead, prefills = self._running()
-            head = self._head()
-            kv_of_start = 0
-            if head is not None:
-                start = self._num_cached(head)
-                prefills.append(PrefillAhead(start, max(head.num_tokens - start, 1)))
-                kv_of_start = head.num_tokens
-            size = self._target.size(target_s, decodes, prefills, ahead, kv_of_start)
-            num_tokens = size.num_tokens
+            size = self._size(target_s, is_bound=step_s is not None)
+            num_tokens, self._aim_s, self._is_missed = size.num_tokens, size.aim_s, size.is_missed
+            self._target_s = None if size.aim_s is None else target_s
             if size.num_starts is not None:
                 num_active = min(num_active, len(scheduler.running) + size.num_starts)
-            if size.is_missed:
-                self._missed(target_s, decodes)
         scheduler.max_num_scheduled_tokens = num_tokens
         scheduler.max_num_active_reqs = num_active
 
@@ -80,7 +86,8 @@ class StepSizer:
         """The step has been put together."""
         if output.total_num_scheduled_tokens:
             load = self._load_of(output)
-            self._in_flight.append(_InFlight(output, load, self._begin_s, self._aim_s))
+            sizes = self._target_s, self._aim_s, self._is_missed
+            self._in_flight.append(_InFlight(output, load, self._begin_s, *sizes))
 
     def updated(self, output: SchedulerOutput) -> None:
         """The output of a step is there."""
@@ -91,10 +98,29 @@ class StepSizer:
         now_s = self._clock()
         duration_s = now_s - max(step.begin_s, self._last_end_s)
         self._last_end_s = now_s
-        is_over = step.target_s is not None and duration_s > step.target_s
-        self.num_over += is_over
+        if step.target_s is not None and duration_s > step.target_s:
+            self._was_over(step, step.target_s)
         has_prompts = step.load.prefill_pairs > 0
-        self._target.observe(step.load, duration_s, step.target_s if has_prompts else None)
+        self._target.observe(step.load, duration_s, step.aim_s if has_prompts else None)
+
+    def _size(self, target_s: float, *, is_bound: bool) -> StepSize:
+        """Of the step that begins. is_bound: even if nobody decodes in it."""
+        decodes, ahead, prefills = self._running()
+        head, kv_of_start = self._head(), 0
+        if head is not None:
+            start = self._num_cached(head)
+            prefills.append(PrefillAhead(start, max(head.num_tokens - start, 1)))
+            kv_of_start = head.num_tokens
+        sizes = [request.num_tokens for request in self._scheduler.running]
+        return self._target.size(
+            target_s,
+            decodes,
+            prefills,
+            ahead,
+            kv_of_start,
+            least_kv=min([kv_of_start, *sizes] if head is not None else sizes, default=0),
+            is_free=not (is_bound or decodes.num_requests),
+        )
 
     def _running(self) -> tuple[StepLoad, StepLoad, list[PrefillAhead]]:
         """Decodes of the step that begins; the same with those whose prompts are being computed; these."""
@@ -148,16 +174,19 @@ class StepSizer:
             output.total_num_scheduled_tokens, num_requests, decode_kv, pairs, prefill_kv
         )
 
-    def _missed(self, target_s: float, decodes: StepLoad) -> None:
+    def _was_over(self, step: _InFlight, target_s: float) -> None:
+        """``step`` took longer than its target; only then is it known that what was foreseen was right."""
+        self.num_over += 1
+        if not step.is_missed:
+            return
         self.num_missed += 1
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "a target of %.1f ms cannot be kept: %d requests that decode take %.1f ms a step alone; "
-                "set a larger target, or a smaller --max-num-seqs",
+                "a target of %.1f ms cannot be kept: a step of %d requests takes longer even if it only decodes; set a "
+                "larger target, or a smaller --max-num-seqs",
                 1e3 * target_s,
-                decodes.num_requests,
-                1e3 * self._target.times.predict_s(decodes),
+                step.load.num_requests,
             )
 
 
