@@ -25,7 +25,7 @@ from traffic import Served, make_batch, serve
 
 from vllm_batchllm.simulate.arrivals import burst_times_s
 
-RATES = (10.0, 25.0)
+RATES = (10.0, 13.0, 25.0)
 BURST = 20
 BATCHES = ((2000, 200), (8000, 200))
 INTERACTIVE = (512, 128)
