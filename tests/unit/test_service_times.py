@@ -66,10 +66,13 @@ def test_sizes_that_differ_by_little_say_nothing_where_times_are_noisy() -> None
 
 
 def test_what_was_known_is_kept_and_rescaled_once_sizes_are_alike() -> None:
-    times = ServiceTimes()
-    fed(times, sizes_of(100), ServiceTime(0.01, 0.001))
+    times, truth = ServiceTimes(), ServiceTime(0.01, 0.001)
+    fed(times, sizes_of(100), truth)
     assert times.learnt is not None
-    fed(times, [32] * 3000, ServiceTime(0.02, 0.002))
+    fed(times, [32] * 6000, truth)
+    found = times.learnt
+    assert found is not None and found.of(1) == pytest.approx(truth.of(1), rel=0.1)
+    fed(times, [32] * 2000, ServiceTime(0.02, 0.002))
     found = times.learnt
     assert found is not None
     assert (found.of(32), found.of(1)) == pytest.approx((0.084, 0.022), rel=0.1)

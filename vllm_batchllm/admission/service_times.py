@@ -23,7 +23,7 @@ LEAST_BATCHES = 16
 MOST_UNSURE = 0.1
 """Relative standard error of the time of half a mean batch beyond which nothing is said: sizes were too much alike."""
 
-PRIOR_BATCHES = 2.0
+PRIOR_BATCHES = 1.0
 """A size keeps to the line as if so many batches of it had."""
 
 LEAST_SEEN = 0.5
