@@ -25,6 +25,9 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two that wait for each other take what others take from one
 
 import numpy as np
 from one_shot_arms import GREEDY, OURS, ReleaseArm, baselines
@@ -36,7 +39,7 @@ from vllm_batchllm.admission.release_tables import make_table
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
 from vllm_batchllm.simulate.arrivals import poisson_times_s
 
-MAX_BATCH, BLOCK = 32, 256
+MAX_BATCH, BLOCK = 32, 512
 TAIL = MAX_BATCH
 """Last arrivals of a block that are not counted: nobody comes who would fill their batch."""
 LOADS = (0.3, 0.7, 0.9)
@@ -44,6 +47,7 @@ MORE_W = 100.0
 """Assumed: what the processor draws in a step beyond idling, watts."""
 SHORTEST, LONGEST = 8, 16
 MAX_HOLD_S = 2.0
+SPEC = RandomModelSpec(128, 4, 2, 2, 384, 1024, 1024)
 PARAMS = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
 
 
@@ -64,10 +68,9 @@ class Server:
     """An engine in this process, whose way to release is changed between blocks."""
 
     def __init__(self) -> None:
-        spec = RandomModelSpec()
         options = {"release": "one-shot", "max_hold_s": MAX_HOLD_S}
         self._llm = LLM(
-            str(random_model(spec=spec)), dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
+            str(random_model(spec=SPEC)), dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
             distributed_executor_backend="uni", max_model_len=512, max_num_seqs=MAX_BATCH,
             max_num_batched_tokens=2048, async_scheduling=False, disable_log_stats=True, gpu_memory_utilization=0.2,
             scheduler_cls="vllm_batchllm.scheduler.scheduler.BatchLLMScheduler", seed=0,
@@ -75,7 +78,7 @@ class Server:
         )  # fmt: skip
         self._engine = self._llm.llm_engine
         self._scheduler: Any = self._engine.engine_core.engine_core.scheduler
-        self._vocab, self._num = spec.vocab_size, 0
+        self._num = 0
 
     def use(self, holder: OneShotRelease[Any]) -> None:
         """Requests are released by `holder` from now on."""
@@ -84,11 +87,7 @@ class Server:
 
     def serve(self, times_s: list[float], seed: int) -> tuple[list[float], float, int]:
         """Seconds from the arrival to the answer of each; share of time in steps and their number until the tail."""
-        draw = np.random.default_rng(seed)
-        prompts = [
-            draw.integers(3, self._vocab, length).tolist()
-            for length in draw.integers(SHORTEST, LONGEST + 1, len(times_s))
-        ]
+        prompts = self._prompts(len(times_s), seed)
         ends_s: dict[str, float] = {}
         first, sent, busy_s, num_steps = self._num, 0, 0.0, 0
         at_tail: tuple[float, int] | None = None
@@ -98,10 +97,8 @@ class Server:
         while len(ends_s) < len(prompts):
             now_s = time.perf_counter() - began_s
             while sent < len(prompts) and times_s[sent] <= now_s:
-                self._engine.add_request(
-                    str(self._num), {"prompt_token_ids": prompts[sent]}, PARAMS
-                )
-                self._num, sent = self._num + 1, sent + 1
+                self._add(prompts[sent])
+                sent += 1
             if sent == len(prompts):
                 held.max_hold_s = 0.0  # nobody comes any more
             if at_tail is None and sent >= len(prompts) - TAIL:
@@ -119,10 +116,26 @@ class Server:
         return waits, *at_tail
 
     def batch_s(self, size: int) -> float:
-        """Median seconds of a batch."""
-        self.use(ReleaseArm("full", size).make(MAX_BATCH))
-        found = [max(self.serve([0.0] * max(size, TAIL + 1), seed)[0][:size]) for seed in range(15)]
+        """Median seconds of a batch, with what it takes to take its requests in."""
+        self.use(GREEDY.make(MAX_BATCH))
+        found = []
+        for seed in range(15):
+            prompts, began_s = self._prompts(size, seed), time.perf_counter()
+            for prompt in prompts:
+                self._add(prompt)
+            while self._engine.has_unfinished_requests():
+                self._engine.step()
+            found.append(time.perf_counter() - began_s)
         return float(np.median(found))
+
+    def _prompts(self, num: int, seed: int) -> list[list[int]]:
+        draw = np.random.default_rng(seed)
+        lengths = draw.integers(SHORTEST, LONGEST + 1, num)
+        return [draw.integers(3, SPEC.vocab_size, length).tolist() for length in lengths]
+
+    def _add(self, prompt: list[int]) -> None:
+        self._engine.add_request(str(self._num), {"prompt_token_ids": prompt}, PARAMS)
+        self._num += 1
 
 
 def holders_of(
@@ -160,7 +173,7 @@ def run_load(server: Server, load: float, full_s: float, num_blocks: int) -> lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--blocks", type=int, default=8, help=f"of {BLOCK} arrivals, of each arm")
+    parser.add_argument("--blocks", type=int, default=10, help=f"of {BLOCK} arrivals, of each arm")
     parser.add_argument("--loads", type=float, nargs="*", default=list(LOADS))
     chosen = parser.parse_args()
     server = Server()

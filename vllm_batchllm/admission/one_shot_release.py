@@ -132,10 +132,7 @@ class OneShotRelease(Generic[H]):
         if table is None:
             return count
         batch = table.batch_of(count)
-        if (
-            not batch
-            and self.num_batches % EXPLORE_EVERY == 0
-            and table.batch_of(-(-5 * count // 4))
-        ):
+        is_turn = self.num_batches % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        if not batch and is_turn and table.batch_of(-(-5 * count // 4)):
             return min(count, self._max_batch)
         return batch

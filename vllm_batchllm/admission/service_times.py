@@ -23,8 +23,12 @@ LEAST_BATCHES = 16
 MOST_UNSURE = 0.1
 """Relative standard error of the time of half a mean batch beyond which nothing is said: sizes were too much alike."""
 
-PRIOR_BATCHES = 1.0
-"""A size keeps to the line as if so many batches of it had."""
+MISFIT = 0.15
+"""Standard deviation by which sizes are expected to differ from the line, relative: how far a size is believed against it
+follows from this, its batches, and how much times scatter."""
+
+MOST_LONGER = 3.0
+"""A batch counts as so many times what was foreseen at most: others may have had the machine meanwhile."""
 
 LEAST_SEEN = 0.5
 """Weight of its batches from which on a size was seen."""
@@ -61,12 +65,16 @@ class ServiceTime:
         return line_s * float(np.interp(num_requests, KNOTS, self.corrections))
 
     def up_to(self, num_requests: int) -> tuple[float, ...]:
-        """Seconds for 1, 2, ... so many; never fewer for more requests."""
+        """Seconds for 1, 2, ... so many; never fewer for more requests, nor more for each of them.
+
+        Noise could make a small batch look the fastest, and a server that keeps to those under load would never catch up.
+        """
         sizes = np.arange(1, num_requests + 1)
         times = self.fixed_s + sizes * self.each_s
         if self.corrections:
-            times = np.maximum.accumulate(times * np.interp(sizes, KNOTS, self.corrections))
-        return tuple(times.tolist())
+            times = times * np.interp(sizes, KNOTS, self.corrections)
+        times = sizes * np.minimum.accumulate(times / sizes)
+        return tuple(np.maximum.accumulate(times).tolist())
 
 
 class ServiceTimes:
@@ -84,6 +92,8 @@ class ServiceTimes:
         """A batch of ``num_requests`` took ``duration_s``."""
         if num_requests < 1 or not 0 < duration_s < 3600:
             return
+        if self._last is not None:
+            duration_s = min(duration_s, MOST_LONGER * self._last.of(num_requests))
         row = np.array([1.0, num_requests]) / duration_s
         self._normal = FORGET * self._normal + np.outer(row, row)
         self._moments = FORGET * self._moments + row
@@ -130,10 +140,14 @@ class ServiceTimes:
         if determinant <= 1e-9 * scale:
             return False  # one size
         point = np.array([1.0, self._size / self._weight / 2])
-        errors = self._weight - 2 * self._moments @ line + line @ self._normal @ line
-        variance = max(float(errors), 0.0) / max(self._weight - 2, 1.0)
+        variance = self._variance(line)
         spread = float(point @ np.linalg.solve(self._normal, point))
         return variance * spread <= (MOST_UNSURE * float(point @ line)) ** 2
+
+    def _variance(self, line: Vector) -> float:
+        """Of relative errors."""
+        errors = self._weight - 2 * self._moments @ line + line @ self._normal @ line
+        return max(float(errors), 0.0) / max(self._weight - 2, 1.0)
 
     def _corrections(self, line: Vector) -> tuple[float, ...]:
         """By how much each size differs from the line; sizes that were not seen as the nearest ones that were."""
@@ -143,5 +157,6 @@ class ServiceTimes:
             return ()
         foreseen_s = weights[seen] * line[0] + self._knot_sizes[seen] * line[1]
         ratios = self._knot_s[seen] / np.maximum(foreseen_s, 1e-12)
-        factors = (weights[seen] * ratios + PRIOR_BATCHES) / (weights[seen] + PRIOR_BATCHES)
+        prior = self._variance(line) / MISFIT**2
+        factors = (weights[seen] * ratios + prior) / (weights[seen] + prior)
         return tuple(np.interp(KNOTS, KNOTS[seen], factors).tolist())
