@@ -21,12 +21,13 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from one_shot_arms import GREEDY, OURS, ReleaseArm, baselines, used
+from one_shot_arms import GREEDY, KNOWN, OURS, ReleaseArm, baselines, used
 from one_shot_report import report
 
 from vllm_batchllm.admission.release_policy import greedy
 from vllm_batchllm.admission.release_server import BatchServer
 from vllm_batchllm.admission.release_solver import solve
+from vllm_batchllm.admission.release_tables import Table
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.arrivals import poisson_times_s
 from vllm_batchllm.simulate.cost_model import StepWork
@@ -111,6 +112,7 @@ def arms_of() -> Iterator[tuple[ReleaseArm, float | None]]:
         yield arm, None
     for weight in WEIGHTS:
         yield OURS, weight
+        yield KNOWN, weight
 
 
 def run(
@@ -126,7 +128,8 @@ def run(
     if weight:
         options |= {"power_weight": weight, "idle_power_w": 1.0, "busy_power_w": 1.0 + more_w()}
     holders: list[Any] = []
-    with used(arm, holders.append):
+    table = Table(solve(model, 2 * MAX_BATCH), 0.0) if arm is KNOWN else None
+    with used(arm, holders.append, table):
         done = run_online(
             batch, times_s, Arm(arm.name, "batchllm", options=options), setup.sizes, setup.costs
         )

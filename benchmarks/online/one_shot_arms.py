@@ -45,7 +45,8 @@ class ReleaseArm:
         return FixedRelease(self.num_requests, max_batch, self.timeout_s)
 
 
-OURS = ReleaseArm("ours")
+OURS, KNOWN = ReleaseArm("ours"), ReleaseArm("known")
+"""Our table by what was learnt, and by what is true."""
 GREEDY = ReleaseArm("greedy", 1)
 
 
@@ -57,12 +58,17 @@ def baselines(max_batch: int, timeouts_s: tuple[float, ...]) -> list[ReleaseArm]
 
 
 @contextmanager
-def used(arm: ReleaseArm, tell: Callable[[Any], None] = lambda holder: None) -> Iterator[None]:
-    """Schedulers with `release` that are built inside release as `arm` does; tell: of the holder that is made."""
+def used(
+    arm: ReleaseArm, tell: Callable[[Any], None] = lambda holder: None, table: Any = None
+) -> Iterator[None]:
+    """Schedulers with `release` that are built inside release as `arm` does, by `table` where there is one; tell: of the
+    holder that is made."""
 
     def make(hold_s: float, max_batch: int, solve: Any) -> OneShotRelease[Any]:
         ours = arm.num_requests is None
         holder = OneShotRelease(hold_s, max_batch, solve) if ours else arm.make(max_batch)
+        if table is not None:
+            holder.table = lambda now_s: table  # type: ignore[method-assign]
         tell(holder)
         return holder
 
