@@ -37,7 +37,7 @@ WINDOWS_S, RATES = (0.2, 1.0, 4.0), (4.0, 16.0, 32.0)
 MEMORIES = {"small": 1200, "ample": None}
 """KV blocks of 16 tokens: some six documents, and what the device has."""
 HOLDS_S = (0.5, 2.0)
-TRACE_RATES = (1.0, 2.0, 4.0)
+TRACE_RATES = (0.25, 0.5, 1.0)
 TRACE_MEMORIES = {"small": 16384, "ample": None}
 KINDS = ("hold", "always")
 """As our rule says, and whoever begins something."""
@@ -183,18 +183,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--documents", type=int, default=100, help="of a stream")
     parser.add_argument("--trace", type=Path, help="a Mooncake trace")
-    parser.add_argument("--trace-requests", type=int, default=1000)
+    parser.add_argument("--trace-requests", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    rows = list(synthetic(chosen.documents, chosen.seed))
-    if chosen.trace is not None:
-        rows += traced(chosen.trace, chosen.trace_requests)
     words = [Path(word).name if word == str(chosen.trace) else word for word in sys.argv[1:]]
-    text = report(rows, " ".join(["python benchmarks/online/groups.py", *words]))
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "groups.json").write_text(json.dumps([asdict(row) for row in rows]) + "\n")
-    (chosen.out / "groups.md").write_text(text)
-    print(text)
+    command = " ".join(["python benchmarks/online/groups.py", *words])
+    rows = list(synthetic(chosen.documents, chosen.seed))
+    save(chosen.out, rows, command)
+    if chosen.trace is not None:
+        for row in traced(chosen.trace, chosen.trace_requests):
+            rows.append(row)
+            save(chosen.out, rows, command)
+    print((chosen.out / "groups.md").read_text())
+
+
+def save(out: Path, rows: Sequence[Row], command: str) -> None:
+    """What is there so far."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "groups.json").write_text(json.dumps([asdict(row) for row in rows]) + "\n")
+    (out / "groups.md").write_text(report(rows, command))
 
 
 if __name__ == "__main__":
