@@ -8,7 +8,6 @@ anyway, all are released at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
@@ -18,12 +17,15 @@ from vllm_batchllm.admission.service_times import ServiceTime, ServiceTimes
 
 H = TypeVar("H", bound=Hashable)
 
-GRID = 1.15
-"""Rates and times within such a factor of each other share a table."""
+RENEW_EVERY = 16
+"""Batches after which the table is made anew from what was learnt since: making one takes a millisecond or a few."""
 
-MAX_TABLES = 64
-"""Tables that are kept."""
+EXPLORE_EVERY = 16
+"""One of so many batches may be served with a quarter more still missing, so that the time of smaller ones stays known: whoever
+always waits for 32 never sees that 26 take much less."""
 
+RATE_CHANGED = 1.3
+"""Factor by which the rate must have changed for a new table before that."""
 
 MOST_IDLE_S = 10.0
 """Seconds between two batches beyond which nothing is counted as saved."""
@@ -48,7 +50,7 @@ class OneShotRelease(Generic[H]):
 
     Args:
         max_hold_s: longest hold, seconds. max_batch: requests that are served at once at most.
-        solve: makes a table. Asked in the engine's thread, at most once per change of what was learnt.
+        solve: makes a table. Asked in the engine's thread, once in so many batches or when the rate has changed.
     """
 
     def __init__(self, max_hold_s: float, max_batch: int, solve: Solve) -> None:
@@ -61,11 +63,15 @@ class OneShotRelease(Generic[H]):
         self.saved_j = 0.0
         """Joules saved so far against serving at once, by the model."""
         self._released_s: float | None = None
-        self._tables: dict[tuple[int, int, int], ReleaseTable | None] = {}
+        self._num_new = 0
+        """Arrivals since the last look."""
+        self._table: ReleaseTable | None = None
+        self._made_for: tuple[float, int] | None = None
+        """The rate and the number of batches for which the table was made."""
 
     def arrived(self, request: H, now_s: float) -> None:
         """Hold ``request`` until :meth:`due` gives it back."""
-        self.rate.arrived(now_s)
+        self._num_new += 1
         self.held.add(request, now_s)
 
     def due(self, now_s: float, *, num_in_service: int, others_run: bool) -> list[H]:
@@ -74,6 +80,9 @@ class OneShotRelease(Generic[H]):
         num_in_service: released one-shot requests that have not ended. others_run: whether there is other work to do.
         """
         self.held.tick(now_s)
+        if self._num_new:
+            self.rate.arrived(now_s, self._num_new)
+            self._num_new = 0
         count = len(self.held)
         if not count:
             return []
@@ -91,15 +100,24 @@ class OneShotRelease(Generic[H]):
 
     def table(self, now_s: float) -> ReleaseTable | None:
         """For what is known now; None as long as that is not enough."""
-        rate, service = self.rate.per_s(now_s), self.services.learnt
-        if rate is None or service is None:
+        rate = self.rate.per_s(now_s)
+        if rate is None:
             return None
-        key = (_step(rate), _step(service.fixed_s), _step(service.each_s))
-        if key not in self._tables:
-            if len(self._tables) >= MAX_TABLES:
-                self._tables.clear()
-            self._tables[key] = self._solve(rate, service)
-        return self._tables[key]
+        if self._is_stale(rate):
+            service = self.services.learnt
+            if service is None:
+                return None
+            self._table = self._solve(rate, service)
+            self._made_for = rate, self.num_batches
+        return self._table
+
+    def _is_stale(self, rate: float) -> bool:
+        """Whether the table is to be made anew."""
+        if self._made_for is None:
+            return True
+        made_rate, num_batches = self._made_for
+        has_changed = max(rate, made_rate) > RATE_CHANGED * min(rate, made_rate)
+        return has_changed or self.num_batches - num_batches >= RENEW_EVERY
 
     def _count(self, now_s: float) -> None:
         """A batch is released."""
@@ -111,9 +129,10 @@ class OneShotRelease(Generic[H]):
 
     def _batch_of(self, count: int, now_s: float) -> int:
         table = self.table(now_s)
-        return count if table is None else table.batch_of(count)
-
-
-def _step(value: float) -> int:
-    """Place of ``value`` on a grid of factors."""
-    return round(math.log(value) / math.log(GRID)) if value > 0 else -(10**6)
+        if table is None:
+            return count
+        batch = table.batch_of(count)
+        is_turn = self.num_batches % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        if not batch and is_turn and table.batch_of(-(-5 * count // 4)):
+            return min(count, self._max_batch)
+        return batch

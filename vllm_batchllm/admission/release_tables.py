@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_batchllm.admission.release_policy import ReleasePolicy, greedy
 from vllm_batchllm.admission.release_server import BatchServer
@@ -11,8 +11,8 @@ from vllm_batchllm.admission.release_solver import solve
 from vllm_batchllm.admission.service_times import ServiceTime
 
 MAX_LOAD = 0.97
-"""Share of what the server can do beyond which all are released at once: there is no time to wait, and
-the process would want ever more states."""
+"""Share of what the server can do beyond which a table is made for this share: the process would want ever more states, and
+with many waiting the table serves the fastest batches anyway."""
 
 STATES_PER_BATCH = 2
 """States of a table for each request of the largest batch."""
@@ -39,15 +39,18 @@ def make_table(
         arrival_rate: requests per second. power_weight: milliseconds of mean response time that a watt is worth.
         more_w: what the device draws in a step beyond what it draws anyway: a batch's energy is that times its time.
     """
-    service_ms = (1e3 * service.fixed_s, 1e3 * service.each_s)
-    energy_mj = (more_w * service_ms[0], more_w * service_ms[1])
-    if sum(service_ms) <= 0:
+    service_ms = tuple(1e3 * seconds for seconds in service.up_to(max_batch))
+    if min(service_ms) <= 0:
         return None
-    server = BatchServer.affine(
-        arrival_rate, service_ms, energy_mj, max_batch, w_latency=1.0, w_power=power_weight
+    server = BatchServer(
+        arrival_rate,
+        service_ms,
+        tuple(more_w * milliseconds for milliseconds in service_ms),
+        w_latency=1.0,
+        w_power=power_weight,
     )
     if server.load_ratio > MAX_LOAD:
-        return None
+        server = replace(server, arrival_rate=MAX_LOAD * server.max_rate)
     num_states = max(STATES_PER_BATCH * max_batch, 32)
     policy, at_once = solve(server, num_states), greedy(server, num_states)
     if policy.batches == at_once.batches:

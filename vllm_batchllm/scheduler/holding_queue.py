@@ -78,11 +78,12 @@ class HoldingQueue(RequestQueue):
 
     def remove_request(self, request: Request) -> None:
         """Take an aborted request out. Raises ValueError if it is neither held nor waits."""
+        is_held = self._is_held(request)
         if self.one_shot is not None and request in self.one_shot.held:
             self.one_shot.held.remove(request)
-        elif self.groups is not None and request in self.groups.held:
+        elif self.groups is not None:
             self.groups.left(request)
-        else:
+        if not is_held:
             self.inner.remove_request(request)
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
@@ -91,8 +92,10 @@ class HoldingQueue(RequestQueue):
         for request in requests:
             if self._is_held(request):
                 self.remove_request(request)
-            else:
-                rest.append(request)
+                continue
+            rest.append(request)
+            if self.groups is not None:
+                self.groups.left(request)
         self.inner.remove_requests(rest)
 
     def _held(self) -> Iterator[Request]:

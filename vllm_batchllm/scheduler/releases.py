@@ -95,6 +95,10 @@ class Releases:
 
     def end_step(self, output: SchedulerOutput) -> None:
         """The step has been put together. Other work in it: what the batch takes says nothing."""
+        if self._groups is not None:
+            for new in output.scheduled_new_reqs:
+                request = self._scheduler.requests[new.req_id]
+                self._groups.admitted(request, new.num_computed_tokens)
         if self._service is not None and len(output.num_scheduled_tokens) > len(self._in_service):
             self._service = None
 
