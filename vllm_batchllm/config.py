@@ -89,6 +89,10 @@ class BatchLLMConfig:
     power_weight: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """With ``release``: milliseconds of mean response time that a watt of mean power is worth."""
 
+    wait_weight: Annotated[float, Field(ge=0, le=1e9)] = 1.0
+    """With ``release`` of groups: what a second that a held request waits counts against a second by which the waiting of
+    everybody else is shortened. 1 holds where waiting becomes less in all; 0 wherever prompt tokens are saved."""
+
     idle_power_w: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """With ``power_weight``: power of the device when it waits, watts. None asks the device."""
 
@@ -128,6 +132,11 @@ class BatchLLMConfig:
                     f"batchllm option {name!r} = {getattr(self, name):g} is for one-shot requests, and 'release' = "
                     "'groups' does not hold those; leave it out, or set 'release' = 'all'"
                 )
+        if self.wait_weight != 1 and self.release in (None, "one-shot"):
+            raise ValueError(
+                f"batchllm option 'wait_weight' = {self.wait_weight:g} is for prefix groups, and 'release' = "
+                f"{self.release!r} holds none; leave it out, or set 'release' = 'groups' or 'all'"
+            )
         for name in ("idle_power_w", "busy_power_w"):
             if getattr(self, name) is not None and not self.power_weight:
                 raise ValueError(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -121,3 +122,36 @@ def test_the_published_order_brings_the_published_admission() -> None:
     assert BatchLLMConfig.parse({}).admission_rule == "future"
     both = BatchLLMConfig.parse({"order": "paper", "admission": "future"})
     assert both.admission_rule == "future"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_hold_s": 1.0}, "'max_hold_s' = 1 has no effect without 'release'"),
+        ({"one_shot_tokens": 4}, "'one_shot_tokens' = 4 has no effect without 'release'"),
+        ({"power_weight": 2.0}, "'power_weight' = 2 has no effect without 'release'"),
+        ({"release": "groups", "power_weight": 2.0}, "'power_weight' = 2 is for one-shot requests"),
+        ({"release": "one-shot", "wait_weight": 0.5}, "'wait_weight' = 0.5 is for prefix groups"),
+        ({"wait_weight": 0.5}, "'wait_weight' = 0.5 is for prefix groups"),
+        ({"release": "all", "idle_power_w": 5.0}, "'idle_power_w' = 5 has no effect"),
+        (
+            {"release": "all", "power_weight": 1.0, "idle_power_w": 5.0},
+            "'idle_power_w' = 5.0 and 'busy_power_w' = None: give both",
+        ),
+        (
+            {"release": "all", "power_weight": 1.0, "idle_power_w": 5.0, "busy_power_w": 5.0},
+            "'busy_power_w' = 5 must be above 'idle_power_w' = 5",
+        ),
+        ({"target_tbt_ms": 5.0, "spread_prefills": True}, "both say how large a step is"),
+        ({"target_tbt_ms": 0.0}, "'target_tbt_ms' = 0.0 is not allowed; allowed: a number > 0"),
+        (
+            {"release": "some"},
+            "'release' = 'some' is not allowed; allowed: 'one-shot', 'groups', 'all'",
+        ),
+        ({"max_hold_s": 1e5}, "'max_hold_s' = 100000.0 is not allowed"),
+        ({"power_weight": -1.0}, "'power_weight' = -1.0 is not allowed"),
+    ],
+)
+def test_options_of_servers_that_make_no_sense_are_refused(options, says) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        BatchLLMConfig.parse(options)

@@ -49,17 +49,17 @@ class GroupRelease(Generic[H]):
     """Holds prefix groups.
 
     Args:
-        max_hold_s: longest hold, seconds. tokens_per_hash: tokens of a block hash.
+        max_hold_s: longest hold, seconds. tokens_per_hash: tokens of a block hash. wait_weight: as in `HoldValue`.
     """
 
-    def __init__(self, max_hold_s: float, tokens_per_hash: int) -> None:
+    def __init__(self, max_hold_s: float, tokens_per_hash: int, wait_weight: float = 1.0) -> None:
         self.held: HeldRequests[H] = HeldRequests(max_hold_s)
         self.num_groups = 0
         """Released so far."""
         self.num_saved_tokens = 0
         """Prompt tokens that those who joined a held group shared with it and had not found in the cache."""
         self._tokens_per_hash = tokens_per_hash
-        self.value: HoldValue[H] = HoldValue(max_hold_s)
+        self.value: HoldValue[H] = HoldValue(max_hold_s, wait_weight)
         self._seen: OrderedDict[Hashable, First] = OrderedDict()
         self._groups: dict[H, _Group[H]] = {}
         self._by_key: dict[Hashable, _Group[H]] = {}

@@ -70,10 +70,11 @@ class HoldValue(Generic[H]):
 
     Args:
         max_hold_s: longest hold, seconds.
+        wait_weight: what a second that a held request waits counts against one by which everybody's waiting is shortened.
     """
 
-    def __init__(self, max_hold_s: float) -> None:
-        self._max_hold_s = max_hold_s
+    def __init__(self, max_hold_s: float, wait_weight: float = 1.0) -> None:
+        self._max_hold_s, self._wait_weight = max_hold_s, wait_weight
         self._open: deque[First] = deque()
         self._control, self._held = _Tally(), _Tally()
         self._following: dict[H, tuple[First, int]] = {}
@@ -139,7 +140,8 @@ class HoldValue(Generic[H]):
         if control.weight < LEAST_WEIGHT and not self._held.weight:
             return False
         num_held = 1 + control.followers / max(control.weight, 1e-9)
-        return self.saved_tokens * token_s * num_present > num_held * self._max_hold_s
+        cost_s = self._wait_weight * num_held * self._max_hold_s
+        return self.saved_tokens * token_s * num_present > cost_s
 
     def _is_turn_of_control(self) -> bool:
         self._num_firsts += 1

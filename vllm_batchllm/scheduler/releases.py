@@ -68,7 +68,7 @@ class Releases:
             self._one_shot = OneShotRelease(config.hold_s, max_batch, solve)
         self._groups: GroupRelease[Request] | None = None
         if config.release != "one-shot":
-            self._groups = GroupRelease(config.hold_s, self._hash_tokens)
+            self._groups = GroupRelease(config.hold_s, self._hash_tokens, config.wait_weight)
         self.queue = HoldingQueue(
             scheduler.waiting,
             self._one_shot,
