@@ -39,13 +39,17 @@ MEMORIES = {"small": 1200, "ample": None}
 HOLDS_S = (0.5, 2.0)
 TRACE_RATES = (0.25, 0.5, 1.0)
 TRACE_MEMORIES = {"small": 16384, "ample": None}
-KINDS = ("hold", "always")
-"""As our rule says, and whoever begins something."""
+WEIGHTS = {"hold": 1.0, "light": 0.1, "always": 1.0}
+"""As our rule says, the same where a wait weighs a tenth (`wait_weight`), and whoever begins something."""
 ARMS = (
     Arm("greedy", "batchllm"),
     *(
-        Arm(f"{kind} {hold:g} s", "batchllm", options={"release": "groups", "max_hold_s": hold})
-        for kind in KINDS
+        Arm(
+            f"{kind} {hold:g} s",
+            "batchllm",
+            options={"release": "groups", "max_hold_s": hold, "wait_weight": weight},
+        )
+        for kind, weight in WEIGHTS.items()
         for hold in HOLDS_S
     ),
 )
@@ -152,7 +156,7 @@ def report(rows: Sequence[Row], command: str) -> str:
             f"Llama-3.1-8B on one {DEVICE}. Documents of 2,000 to 4,000 tokens, {QUESTIONS} questions each within the window, 4 to 16 "
             f"tokens of output. Memory small: {MEMORIES['small']:,} KV blocks of 16 tokens ({TRACE_MEMORIES['small']:,} for a trace). "
             "Computed: prompt tokens, over greedy. Saved: share of prompt tokens, and what unlimited memory would save. "
-            "Groups: released ones. Hold: as our rule says; always: everybody who begins something, to see what there is to gain. "
+            "Groups: released ones. Hold: as our rule says; light: with wait_weight 0.1; always: everybody who begins something, to see what there is to gain. "
             "p99 within: not above that of greedy by more than the longest hold.\n"
         ),
         "| load | window, s | memory | rate, 1/s | arm | computed | saved (of) | TTFT p50, s | p99, s | p99 within | held | groups | requests/s |",
