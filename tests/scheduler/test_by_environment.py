@@ -29,14 +29,16 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def told() -> Iterator[list[str]]:
-    """Lines that our plugin has logged, whatever vLLM has made of its loggers."""
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines that our plugin has logged; vLLM sets its own loggers up anew as it goes."""
     lines: list[str] = []
+    logger = logging.getLogger("by_environment")
+    logger.setLevel(logging.INFO)
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    registration.logger.addHandler(handler)
-    yield lines
-    registration.logger.removeHandler(handler)
+    logger.handlers = [handler]
+    monkeypatch.setattr(registration, "logger", logger)
+    return lines
 
 
 def config_of(llama: str, **more: Any) -> Any:
