@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vllm_batchllm.offline.report import BatchReport, make_report
+from vllm_batchllm.offline.report_book import ReportBook, together
 from vllm_batchllm.stats.counters import ScheduleCounters
 
 BUSY = ScheduleCounters(
@@ -101,3 +102,64 @@ def test_rows_without_content_are_left_out() -> None:
 def test_a_needed_block_that_was_lost_is_shown_without_garbage() -> None:
     lost = ScheduleCounters(num_steps=3, prompt_tokens=30, num_needed_lost=2)
     assert "0 garbage, 2 still needed" in str(report_of(lost))
+
+
+def test_what_an_earlier_batch_left_counts_as_possible_and_is_told() -> None:
+    report = report_of(BUSY, optimal_saved_tokens=200)
+    assert report.saved_ratio == report.optimal_saved_ratio == pytest.approx(0.48)
+    assert (report.num_warm_tokens, report.reuse_efficiency) == (280, 1.0)
+    assert "of it left by earlier batches" in str(report) and "28.0%" in str(report)
+    assert "left by earlier" not in str(report_of(BUSY))
+
+
+def test_two_reports_together_are_that_of_one_batch_with_both() -> None:
+    other = ScheduleCounters(
+        num_steps=5,
+        num_scheduled_tokens=3000,
+        prompt_tokens=3000,
+        computed_prompt_tokens=1500,
+        admission_hit_tokens=1200,
+        kv_blocks=100,
+        num_memory_steps=5,
+        held_blocks=100,
+        held_blocks_peak=95,
+        hit_tokens_by_level=[1500],
+    )
+    both = together(report_of(BUSY), report_of(other, optimal_saved_tokens=2000, makespan_s=3.0))
+    assert (both.num_batches, both.num_requests, both.steps) == (2, 20, 25)
+    assert both.saved_ratio == pytest.approx((480 + 1500) / 4000)
+    assert both.optimal_saved_ratio == pytest.approx((500 + 2000) / 4000)
+    assert both.tokens_per_step == pytest.approx(3900 / 25)
+    assert (both.kv_peak_ratio, both.makespan_s) == (0.95, 5.0)
+    assert both.hit_tokens_by_level[:3] == (1900, 0, 100)
+    assert both.reuse_efficiency <= 1 and "batches" in str(both)
+    # Every figure is a sum, a mean or the largest: none is forgotten.
+    unlike = {
+        name for name, value in both.to_dict().items() if value == report_of(BUSY).to_dict()[name]
+    }
+    assert unlike <= {
+        "num_failed", "num_duplicates", "preemptions", "plan_s", "num_unshared", "refused_memory", "refused_peak",
+        "refused_pace", "num_garbage_blocks", "num_needed_lost", "num_replicas", "num_restarts", "num_warm_tokens",
+    }  # fmt: skip
+
+
+def test_a_book_makes_each_report_once_and_adds_them_up() -> None:
+    book, made = ReportBook(), []
+
+    def make() -> BatchReport:
+        made.append(len(made))
+        return report_of(BUSY)
+
+    with pytest.raises(RuntimeError, match="no batch has run yet"):
+        book.last()
+    for number in range(1, 4):
+        book.begin()
+        book.finished(make)
+        assert len(made) == number - 1, "only when it is asked for, or the next batch begins"
+        assert book.last() is book.last()
+        assert book.total().num_batches == number
+    assert book.total().num_requests == 30 and len(made) == 3
+    unasked = ReportBook()
+    for _ in range(3):
+        unasked.finished(make)
+    assert unasked.total().num_batches == 3 and unasked.last().num_batches == 1

@@ -15,6 +15,7 @@ from typing import Any
 
 from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
 from vllm_batchllm.errors import UsageError, unknown_name
+from vllm_batchllm.plugin import by_environment
 
 STOCK, SORTED, BATCHLLM = "stock", "sorted", "batchllm"
 WATERMARK_OF_ARM = {"tuned-0.02": 0.02, "tuned-0.05": 0.05}
@@ -83,6 +84,7 @@ def prepare_environment() -> bool:
         UsageError: vLLM is not installed.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.pop(by_environment.VARIABLE, None)  # an arm is what its name says
     if is_cpu_build() and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _GOMP_SPINCOUNT)
     try:

@@ -24,6 +24,7 @@ from vllm_batchllm.offline.head_start import HeadStart
 from vllm_batchllm.offline.intake import Intake, Unrenderable
 from vllm_batchllm.offline.progress import BatchProgress
 from vllm_batchllm.offline.report import BatchReport, make_report
+from vllm_batchllm.offline.report_book import ReportBook
 from vllm_batchllm.plugin.registration import register
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.stats.counters import ScheduleCounters
@@ -49,29 +50,15 @@ class OfflineEngine(StockLLM):
         """What was queued since the last run of the engine, which takes it."""
         self._intake: Intake | None = None
         """What takes requests now, and their failures; None but while a call queues its own."""
-        self._last_run: tuple[Batch, ScheduleCounters, float] | None = None
-        self._last_report: BatchReport | None = None
+        self._reports = ReportBook()
         super().__init__(model, **kwargs)
 
-    def report(self) -> BatchReport:
-        """The report of the last finished batch. Raises RuntimeError if none has run."""
-        if self._last_run is None:
-            raise RuntimeError("no batch has run yet; call generate() or chat() first")
-        if self._last_report is None:
-            batch, counters, makespan_s = self._last_run
-            self._last_report = make_report(
-                counters,
-                optimal_saved_tokens=optimal_saved_tokens(
-                    batch.tokens, int(counters.hash_block_size), batch.namespaces, batch.limits
-                ),
-                num_requests=batch.num_finished,
-                num_failed=len(batch.failures),
-                num_duplicates=batch.num_duplicates,
-                output_tokens=batch.output_tokens,
-                makespan_s=makespan_s,
-                num_unshared=batch.num_unshared,
-            )
-        return self._last_report
+    def report(self, *, total: bool = False) -> BatchReport:
+        """The report of the last finished batch, or with ``total`` of all since the engine started.
+
+        Raises RuntimeError if none has run.
+        """
+        return self._reports.total() if total else self._reports.last()
 
     # Queueing: vLLM's own methods, with the engine held and errors kept per request.
 
@@ -157,8 +144,8 @@ class OfflineEngine(StockLLM):
             raise
         after = call_core(self.llm_engine, "batchllm_counters")
         counters = ScheduleCounters.between(batch.before, after)
-        self._last_run = (batch, counters, time.perf_counter() - start_s)
-        self._last_report = None
+        makespan_s = time.perf_counter() - start_s
+        self._reports.finished(lambda: _report_of(batch, counters, makespan_s))
         return sorted(outputs, key=lambda output: int(output.request_id))
 
     def _run_batch(self, batch: Batch, progress: BatchProgress) -> list[Any]:
@@ -260,3 +247,19 @@ class OfflineEngine(StockLLM):
             yield
         finally:
             self._intake = before
+
+
+def _report_of(batch: Batch, counters: ScheduleCounters, makespan_s: float) -> BatchReport:
+    """The report of a finished batch. Looks for what could have been saved at best, O(prompt tokens)."""
+    return make_report(
+        counters,
+        optimal_saved_tokens=optimal_saved_tokens(
+            batch.tokens, int(counters.hash_block_size), batch.namespaces, batch.limits
+        ),
+        num_requests=batch.num_finished,
+        num_failed=len(batch.failures),
+        num_duplicates=batch.num_duplicates,
+        output_tokens=batch.output_tokens,
+        makespan_s=makespan_s,
+        num_unshared=batch.num_unshared,
+    )

@@ -23,7 +23,8 @@ class BatchReport:
         counts as computed.
     admission_saved_ratio: share found in the cache when requests were first admitted.
     optimal_saved_ratio: the best possible for this batch on its own, at block granularity, with
-        unlimited memory; or what was saved, if blocks of an earlier batch have made it more.
+        unlimited memory; or what was saved, if blocks of an earlier batch have made it more. num_warm_tokens: by how many
+        prompt tokens they have.
     num_unshared: requests for which vLLM reads nothing from the cache, because they ask for prompt
         log-probabilities without a start behind which they are wanted (``prompt_logprobs_start``), or for
         just that; counted in ``num_requests``, and nothing is possible for them.
@@ -39,7 +40,7 @@ class BatchReport:
     hit_tokens_by_level: prompt tokens found in the cache by level of the prefix tree, the widest
         shared prefix first; the last entry holds all deeper levels.
     num_replicas: engines that shared the batch. num_restarts: of engines that died meanwhile, whose work until then is in no
-        sum here.
+        sum here. num_batches: that the report covers.
     """
 
     num_requests: int
@@ -67,6 +68,8 @@ class BatchReport:
     hit_tokens_by_level: tuple[int, ...] = ()
     num_replicas: int = 1
     num_restarts: int = 0
+    num_warm_tokens: int = 0
+    num_batches: int = 1
 
     @property
     def reuse_efficiency(self) -> float:
@@ -111,12 +114,14 @@ class BatchReport:
             requests += f" ({self.num_unshared:,} read no cache)"
         engines = f"{self.num_replicas} ({self.num_restarts} restarts)"
         return {
+            **({"batches": f"{self.num_batches:,}"} if self.num_batches > 1 else {}),
             **({"engines": engines} if self.num_replicas > 1 else {}),
             "requests": requests,
             "failed": f"{self.num_failed:,}",
             "prompt tokens": f"{self.prompt_tokens:,}",
             "output tokens": f"{self.output_tokens:,}",
             "saved": f"{self.saved_ratio:.1%} (possible: {self.optimal_saved_ratio:.1%})",
+            **self._warm_row(),
             "reuse efficiency": f"{self.reuse_efficiency:.4f}",
             "preemptions": f"{self.preemptions:,}",
             "steps": f"{self.steps:,}",
@@ -124,6 +129,12 @@ class BatchReport:
             "planning": f"{self.plan_s:.3f} s ({self.plan_share:.3%})",
             "makespan": f"{self.makespan_s:.2f} s",
         }
+
+    def _warm_row(self) -> dict[str, str]:
+        """Why more was possible than this batch shares, where it was."""
+        if not self.num_warm_tokens or not self.prompt_tokens:
+            return {}
+        return {"of it left by earlier batches": f"{self.num_warm_tokens / self.prompt_tokens:.1%}"}
 
     def _memory_rows(self) -> dict[str, str]:
         """Rows on memory; those with nothing to say are left out."""
@@ -175,6 +186,7 @@ def make_report(
         saved_ratio=_ratio(saved_tokens, tokens),
         admission_saved_ratio=_ratio(counters.admission_hit_tokens, tokens),
         optimal_saved_ratio=_ratio(max(optimal_saved_tokens, saved_tokens), tokens),
+        num_warm_tokens=max(saved_tokens - optimal_saved_tokens, 0),
         preemptions=counters.num_preemptions,
         steps=counters.num_steps,
         tokens_per_step=_ratio(counters.num_scheduled_tokens, counters.num_steps),

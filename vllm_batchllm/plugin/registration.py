@@ -8,6 +8,7 @@ parsed. Unless our scheduler is chosen, nothing that vLLM does changes.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 from typing import Any
 
@@ -15,6 +16,8 @@ from vllm_batchllm.attention.device import register_chosen
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.names import SCHEDULERS, is_ours, known_schedulers
 from vllm_batchllm.log import get_logger
+from vllm_batchllm.plugin import by_environment
+from vllm_batchllm.plugin.by_environment import NotServedError
 from vllm_batchllm.plugin.engine_config import batch_sizes
 from vllm_batchllm.plugin.job_process import belong_to_job
 
@@ -55,6 +58,8 @@ def scheduler_by_name(name: str) -> str | None:
             vllm_version.check_vllm_version()
         except vllm_version.UnsupportedVLLMError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+    if SCHEDULERS[name] is None:
+        by_environment.decline()
     return SCHEDULERS[name]
 
 
@@ -62,20 +67,21 @@ def check_config(vllm_config: Any) -> None:
     """Refuse at start what our scheduler cannot serve.
 
     Raises:
-        ValueError: names the setting and the way out.
+        NotServedError: what vLLM's scheduler can serve.
+        ValueError: a bad option. Both name the setting and the way out.
     """
     from vllm_batchllm.scheduler.settings import config_of
 
     vllm_version.check_vllm_version()
     config_of(vllm_config)
     if vllm_config.model_config is not None and vllm_config.model_config.is_diffusion:
-        raise ValueError(
+        raise NotServedError(
             f"the batchllm scheduler does not serve diffusion models such as "
             f"{vllm_config.model_config.model!r}, which need a scheduler of their own; use vLLM's "
             "(--scheduler stock)"
         )
     if not vllm_config.cache_config.enable_prefix_caching:
-        raise ValueError(
+        raise NotServedError(
             "the batchllm scheduler needs prefix caching, and enable_prefix_caching is False, by "
             "choice or because the command sets it (vllm bench latency does). Give "
             "--enable-prefix-caching (LLM: enable_prefix_caching=True), or use vLLM's own scheduler "
@@ -117,21 +123,54 @@ def _with_scheduler_option(add_cli_args: Any) -> Any:
 def _with_our_config(create_engine_config: Any) -> Any:
     @functools.wraps(create_engine_config)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_ours(self.scheduler_cls):
+        with by_environment.names_known():
+            if is_ours(self.scheduler_cls):
+                return _our_config(create_engine_config, self, args, kwargs)
+            if by_environment.is_chosen():
+                vllm_config = _config_by_environment(create_engine_config, self, args, kwargs)
+                if vllm_config is not None:
+                    return vllm_config
             return create_engine_config(self, *args, **kwargs)
-        vllm_version.check_vllm_version()
-        with batch_sizes(self) as sizes:
-            vllm_config = create_engine_config(self, *args, **kwargs)
-        check_config(vllm_config)
-        _choose_attention(vllm_config)
-        sizes.settle(vllm_config)
-        _install_metrics()
-        _install_prompt_logprobs()
-        if vllm_config.parallel_config.data_parallel_size > 1:
-            _install_rank_choice()
-        return vllm_config
 
     return wrapped
+
+
+def _our_config(create_engine_config: Any, engine_args: Any, args: Any, kwargs: Any) -> Any:
+    """The config of an engine with our scheduler. Raises as :func:`check_config` does."""
+    vllm_version.check_vllm_version()
+    with batch_sizes(engine_args) as sizes:
+        vllm_config = create_engine_config(engine_args, *args, **kwargs)
+    check_config(vllm_config)
+    _choose_attention(vllm_config)
+    sizes.settle(vllm_config)
+    _install_metrics()
+    _install_prompt_logprobs()
+    if vllm_config.parallel_config.data_parallel_size > 1:
+        _install_rank_choice()
+    return vllm_config
+
+
+def _config_by_environment(
+    create_engine_config: Any, engine_args: Any, args: Any, kwargs: Any
+) -> Any:
+    """The same where the environment chooses us; None where another scheduler serves, with a line that says why."""
+    variable = by_environment.VARIABLE
+    if engine_args.scheduler_cls is not None:
+        logger.info(
+            "%s is set, and so is scheduler_cls = %s: that one is used",
+            variable,
+            engine_args.scheduler_cls,
+        )
+        return None
+    ours = copy.copy(engine_args)
+    ours.scheduler_cls = SCHEDULERS["batchllm"]
+    try:
+        vllm_config = _our_config(create_engine_config, ours, args, kwargs)
+    except (NotServedError, vllm_version.UnsupportedVLLMError) as error:
+        logger.warning("%s is set, but vLLM's own scheduler serves: %s", variable, error)
+        return None
+    logger.info("Scheduler: batchllm, chosen by %s", variable)
+    return vllm_config
 
 
 def _choose_attention(vllm_config: Any) -> None:

@@ -14,6 +14,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 
 from vllm_batchllm.offline.outputs import FailedRequestOutput
 from vllm_batchllm.offline.report import BatchReport
+from vllm_batchllm.offline.report_book import ReportBook
 from vllm_batchllm.replicas.engine_pool import EnginePool
 from vllm_batchllm.replicas.engine_worker import Asked
 from vllm_batchllm.replicas.llm_of_all import MethodsOfAll
@@ -41,8 +42,7 @@ class ReplicatedMethods(MethodsOfAll):
         self.default_sampling_params: dict[str, Any] | None = None
         self._numbers = count()
         self._queued: list[Asked] = []
-        self._last: tuple[int, int, float, int] | None = None
-        self._last_report: BatchReport | None = None
+        self._reports = ReportBook()
 
     # Each request by one of the engines.
 
@@ -116,21 +116,12 @@ class ReplicatedMethods(MethodsOfAll):
 
     # In this process.
 
-    def report(self) -> BatchReport:
-        """The report of the last finished batch. Raises RuntimeError if none has run."""
-        if self._last is None:
-            raise RuntimeError("no batch has run yet; call generate() or chat() first")
-        if self._last_report is None:
-            num_requests, num_failed, makespan_s, num_restarts = self._last
-            self._last_report = merged_report(
-                self._pool.books(),
-                num_requests=num_requests,
-                num_failed=num_failed,
-                makespan_s=makespan_s,
-                num_replicas=self._num_replicas,
-                num_restarts=num_restarts,
-            )
-        return self._last_report
+    def report(self, *, total: bool = False) -> BatchReport:
+        """The report of the last finished batch, or with ``total`` of all since the engines started.
+
+        Raises RuntimeError if none has run.
+        """
+        return self._reports.total() if total else self._reports.last()
 
     def get_tokenizer(self) -> Any:
         """A tokenizer like that of the engines."""
@@ -189,14 +180,24 @@ class ReplicatedMethods(MethodsOfAll):
             if bar is not None:
                 bar.update(1)
 
+        self._reports.begin()
         num_restarts = self._pool.serve(requests, ordered, on_answer)
         if bar is not None:
             bar.close()
         for output in outputs:
             output.request_id = str(next(self._numbers))
         num_failed = sum(isinstance(output, FailedRequestOutput) for output in outputs)
-        self._last = (len(outputs), num_failed, time.perf_counter() - began_s, num_restarts)
-        self._last_report = None
+        makespan_s = time.perf_counter() - began_s
+        self._reports.finished(
+            lambda: merged_report(
+                self._pool.books(),
+                num_requests=len(outputs),
+                num_failed=num_failed,
+                makespan_s=makespan_s,
+                num_replicas=self._num_replicas,
+                num_restarts=num_restarts,
+            )
+        )
         return outputs
 
     def _check_generates(self, name: str) -> None:
