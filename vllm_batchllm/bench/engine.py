@@ -41,7 +41,7 @@ class EngineSpec:
 
     Attributes:
         model: folder or name of the model.
-        kv_blocks: KV capacity, blocks of `block_size` tokens.
+        kv_blocks: KV capacity, blocks of `block_size` tokens; 0 for what vLLM finds room for.
         max_model_len: longest prompt + output, tokens.
         block_size: tokens per block; a multiple of 32 on the CPU.
         dtype: float32 makes outputs comparable token for token.
@@ -112,7 +112,7 @@ def engine_kwargs(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
     kwargs: dict[str, Any] = {
         "model": spec.model,
         "block_size": spec.block_size,
-        "num_gpu_blocks_override": spec.kv_blocks,
+        "num_gpu_blocks_override": spec.kv_blocks or None,
         "max_model_len": spec.max_model_len,
         "dtype": spec.dtype,
         "max_num_batched_tokens": spec.max_num_batched_tokens,
