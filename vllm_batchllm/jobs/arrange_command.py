@@ -41,7 +41,8 @@ def arrange(
         str | None, typer.Option(help="Column of a Parquet file that holds chats.")
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="Column of a Parquet file that names its rows.")
+        str | None,
+        typer.Option(help="Column of a Parquet file that names its rows (default: their numbers)."),
     ] = None,
 ) -> None:
     """Write the lines of a file in the order of shared prefixes, byte for byte, each once."""
