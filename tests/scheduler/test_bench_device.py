@@ -67,7 +67,9 @@ def test_vllm_looks_at_engine_options_before_an_engine_starts(llama: str) -> Non
         check_engine_options(EngineSpec(llama, 9, 64, extra=extra), on_cpu=True)
 
     check(("kv_cache_dtype", "auto"))
-    with pytest.raises(UsageError, match="unknown engine option 'kv_cache_type'.*'kv_cache_dtype'"):
+    with pytest.raises(
+        UsageError, match=r"unknown engine option 'kv_cache_type'.*'kv_cache_dtype'"
+    ):
         check(("kv_cache_type", "fp8"))
     with pytest.raises(UsageError, match="vLLM refuses --engine-option 'kv_cache_dtype=nonsense'"):
         check(("kv_cache_dtype", "nonsense"))
