@@ -59,6 +59,11 @@ _NAMES = (
     "scored) or 'all' for several."
 )
 
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(help="Options of vLLM's engine for all arms, KEY=VALUE: kv_cache_dtype=fp8."),
+]
+
 
 def bench(
     workload: Annotated[list[str] | None, typer.Argument(help=_NAMES)] = None,
@@ -84,12 +89,7 @@ def bench(
     ] = None,
     order: Annotated[str | None, typer.Option(help="batchllm's order of groups.")] = None,
     option: BatchLLMOptions = None,
-    engine_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An option of vLLM's engine for all arms, KEY=VALUE, several times: kv_cache_dtype=fp8."
-        ),
-    ] = None,
+    engine_option: EngineOptions = None,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("results/bench"),
     report: ReportFolder = None,
     as_json: AsJson = False,

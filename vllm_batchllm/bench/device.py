@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 _GPU_BLOCK_SIZE = 16
 """vLLM's own, where no backend of attention asks for another."""
@@ -31,10 +30,5 @@ def sizes_here(on_cpu: bool) -> DeviceSizes:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    tokens, seqs = EngineArgs.get_batch_defaults(1)
-    context = UsageContext.LLM_CLASS
-    return DeviceSizes("auto", _GPU_BLOCK_SIZE, _of(tokens, context), _of(seqs, context))
-
-
-def _of(defaults: dict[Any, int], context: Any) -> int:
-    return int(defaults[context])
+    tokens, seqs = (int(by[UsageContext.LLM_CLASS]) for by in EngineArgs.get_batch_defaults(1))
+    return DeviceSizes("auto", _GPU_BLOCK_SIZE, tokens, seqs)

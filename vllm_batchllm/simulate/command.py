@@ -106,7 +106,7 @@ def simulate(
     book: Book | None = None
     try:
         from vllm_batchllm.simulate.arms import find_arm
-        from vllm_batchllm.simulate.setup import SetupOptions, check_names
+        from vllm_batchllm.simulate.setup import SetupOptions
 
         traffic = arrivals_of(arrivals, rate, burst_size, seed)
         if traffic is not None:
@@ -129,11 +129,7 @@ def simulate(
             max_waiting=lookahead,
             prefix_caching=prefix_caching,
         )
-        sources = list(dict.fromkeys(source or ["micro-2000-200-d16"]))
-        check_names(engine)
-        for one in sources:
-            check_source(one)
-        plans = _plans(sources, inputs, engine)
+        plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
         if traffic is not None:
             _check_online(plans, arms, traffic)
         from vllm_batchllm.simulate.book import Book  # and vLLM with it, once all is well
@@ -182,10 +178,13 @@ def _plans(
     sources: Sequence[str], inputs: InputOptions, engine: SetupOptions
 ) -> list[tuple[Batch, Setup]]:
     """All batches with their engines, read and checked."""
-    from vllm_batchllm.simulate.setup import make_setup
+    from vllm_batchllm.simulate.setup import check_names, make_setup
     from vllm_batchllm.simulate.sizes import check_fits
 
-    batches = [load_batch(source, inputs) for source in sources]
+    check_names(engine)
+    for source in sources:
+        check_source(source)
+    batches = [load_batch(source, inputs) for source in dict.fromkeys(sources)]
     plans = [(batch, make_setup(batch, engine)) for batch in batches]
     for batch, setup in plans:
         check_fits(batch, setup.sizes)
