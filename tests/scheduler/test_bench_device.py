@@ -11,7 +11,12 @@ from fake_platform import DEVICES
 
 from vllm_batchllm.bench import engine
 from vllm_batchllm.bench.device import CPU_SIZES, sizes_here
-from vllm_batchllm.bench.engine import EngineSpec, arm_kwargs, prepare_environment
+from vllm_batchllm.bench.engine import (
+    EngineSpec,
+    arm_kwargs,
+    prepare_environment,
+    share_cpu_memory,
+)
 from vllm_batchllm.bench.engine_options import check_engine_options
 from vllm_batchllm.errors import UsageError
 
@@ -56,6 +61,21 @@ def test_nothing_of_the_cpu_leaks_to_a_gpu(on: Any) -> None:
         kwargs = arm_kwargs(spec, arm, on_cpu=False)
         assert not {"enforce_eager", "distributed_executor_backend"} & kwargs.keys()
         assert (kwargs["dtype"], kwargs["block_size"]) == ("auto", 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "set_to", "expected"), [("cpu", None, "1"), ("cpu", "7", "7"), ("h100", None, None)]
+)
+def test_engines_that_size_their_own_kv_share_the_memory_of_a_cpu(
+    on: Any, name: str, set_to: str | None, expected: str | None
+) -> None:
+    on(name)
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    if set_to is not None:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = set_to
+    share_cpu_memory()
+    prepare_environment()
+    assert os.environ.get("VLLM_CPU_KVCACHE_SPACE") == expected
 
 
 def test_the_cpu_has_what_is_comparable_there(on: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from vllm_batchllm.bench.device import DeviceSizes, sizes_here
-from vllm_batchllm.bench.engine import ARMS, EngineSpec, prepare_environment
+from vllm_batchllm.bench.engine import ARMS, EngineSpec, prepare_environment, share_cpu_memory
 from vllm_batchllm.bench.engine_options import check_engine_options, read_engine_options
 from vllm_batchllm.bench.progress import Shown
 from vllm_batchllm.bench.report import Report
@@ -51,6 +51,7 @@ from vllm_batchllm.shared_options import (
     Seed,
 )
 from vllm_batchllm.workloads.catalog import DEFAULT_SCALE, EVALUATIONS, workload_names
+from vllm_batchllm.workloads.sources import is_file
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 _NAMES = (
@@ -107,6 +108,8 @@ def bench(
         extra = read_engine_options(engine_option or [])
         if model is not None:
             model = check_model(model)
+        if kv_blocks is None and any(map(is_file, names)):
+            share_cpu_memory()
         on_cpu = prepare_environment()
         here = sizes_here(on_cpu)
         _check_block_size(block_size or here.block_size, on_cpu=on_cpu)

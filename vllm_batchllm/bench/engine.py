@@ -96,6 +96,15 @@ def prepare_environment() -> bool:
     return on_cpu
 
 
+def share_cpu_memory() -> None:
+    """Before `prepare_environment`: where engines size their KV themselves, a GiB for each, which is touched at once.
+
+    Unless the user has set how much.
+    """
+    if is_cpu_build():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
 def is_cpu_build() -> bool:
     """Whether the installed vLLM is a CPU build, told from its metadata without importing it."""
     for name in ("vllm-cpu", "vllm"):

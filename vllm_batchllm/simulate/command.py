@@ -132,9 +132,7 @@ def simulate(
         plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
         if traffic is not None:
             _check_online(plans, arms, traffic)
-        from vllm_batchllm.simulate.book import Book  # and vLLM with it, once all is well
-
-        book = Book(out, price, _page_writer(report, plans))
+        book = _book(out, price, _page_writer(report, plans))
         _run(plans, arms, pools, traffic, shared_attention, book)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -147,6 +145,14 @@ def simulate(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _show(book.report, as_json)
     tell_page(report)
+
+
+def _book(
+    folder: Path | None, price: float | None, on_report: Callable[[SimulationReport], None] | None
+) -> Book:
+    from vllm_batchllm.simulate.book import Book  # and vLLM with it, once all is well
+
+    return Book(folder, price, on_report)
 
 
 def _tell_interrupted(book: Book | None, out: Path | None) -> None:
