@@ -20,7 +20,7 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from vllm_batchllm.bench.engine import SORTED, EngineSpec, build_engine, scheduler_of
-from vllm_batchllm.bench.runner import frozen_heap, lane_of
+from vllm_batchllm.bench.lanes import frozen_heap, lane_of
 from vllm_batchllm.bench.suite import WorkloadOptions, make_plan, resolve_model
 from vllm_batchllm.bench.turns import Lane, take_turns
 from vllm_batchllm.measure.recorder import record

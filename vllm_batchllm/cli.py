@@ -11,6 +11,7 @@ import typer
 from vllm_batchllm.bench.command import bench
 from vllm_batchllm.calibrate.command import calibrate
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.errors import EXIT_INTERRUPTED
 from vllm_batchllm.jobs.arrange_command import arrange
 from vllm_batchllm.jobs.command import run, status
 from vllm_batchllm.plan.command import plan
@@ -38,16 +39,32 @@ def with_vllm(command: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
+def interruptible(command: Callable[..., None], words: str = "") -> Callable[..., None]:
+    """``command``, which the user may interrupt: no traceback, and ``words`` on what that means."""
+
+    @functools.wraps(command)
+    def guarded(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted{words}", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return guarded
+
+
 app = typer.Typer(
     name="vllm-batchllm",
     help="vLLM for large batches whose prompts share prefixes.",
     no_args_is_help=True,
     add_completion=False,
 )
-app.command("plan")(plan)
-app.command("bench")(with_vllm(bench))
-app.command("simulate")(with_vllm(simulate))
-app.command("calibrate")(with_vllm(calibrate))
+app.command("plan")(interruptible(plan))
+app.command("bench")(with_vllm(interruptible(bench)))
+app.command("simulate")(with_vllm(interruptible(simulate)))
+app.command("calibrate")(
+    with_vllm(interruptible(calibrate, "; the calibration before, if any, stands"))
+)
 app.command(
     "run",
     # Every option of vLLM's is one of this command, and only vLLM's own parser knows them.
@@ -58,8 +75,8 @@ app.command(
     },
 )(with_vllm(run))
 app.command("status")(status)
-app.command("arrange")(arrange)
-app.command("release")(release)
+app.command("arrange")(interruptible(arrange, "; give the same command again"))
+app.command("release")(interruptible(release))
 
 
 @app.callback(invoke_without_command=True)

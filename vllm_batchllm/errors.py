@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 from vllm_batchllm.messages import clip
 
+EXIT_INTERRUPTED = 130
+"""Of a command that the user has interrupted, as shells have it; `run`, which can go on, has its own."""
+
 
 class UsageError(ValueError):
     """A benchmark cannot run as asked; the message names the value and the way out."""

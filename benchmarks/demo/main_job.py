@@ -33,9 +33,10 @@ from vllm_batchllm.bench.engine import (
     engine_kwargs,
     prepare_environment,
 )
+from vllm_batchllm.bench.pace import Progress
 from vllm_batchllm.bench.plots import plot_results
 from vllm_batchllm.bench.report import result_to_dict
-from vllm_batchllm.bench.runner import Progress, run_ab
+from vllm_batchllm.bench.runner import run_ab
 from vllm_batchllm.bench.tables import match_text, ratio_text
 from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for

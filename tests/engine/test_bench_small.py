@@ -10,7 +10,8 @@ from conftest import ENGINE
 
 from vllm_batchllm.bench.engine import EngineSpec
 from vllm_batchllm.bench.engines import Engines
-from vllm_batchllm.bench.runner import Progress, run_ab
+from vllm_batchllm.bench.pace import Progress
+from vllm_batchllm.bench.runner import run_ab
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import ABResult
 from vllm_batchllm.workloads.catalog import make_workload

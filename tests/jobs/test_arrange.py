@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from vllm_batchllm.cli import app
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs import arrange_command
+from vllm_batchllm.jobs import arranged_file
 from vllm_batchllm.jobs.arrange import Arrangement, arrange, part_paths
-from vllm_batchllm.jobs.arrange_command import arrange_file
+from vllm_batchllm.jobs.arranged_file import arrange_file
 from vllm_batchllm.jobs.line_costs import costs_of
 from vllm_batchllm.jobs.scan import scan
 from vllm_batchllm.replicas.cut import cheapest_cuts
@@ -207,7 +207,7 @@ def test_an_input_that_changes_meanwhile_is_refused(
         path.write_bytes(path.read_bytes()[:100])
         return done
 
-    monkeypatch.setattr(arrange_command, "arrange_lines", meddled)
+    monkeypatch.setattr(arranged_file, "arrange_lines", meddled)
     with pytest.raises(UsageError, match=r"in\.jsonl has changed while it was read"):
         arrange_file(str(path), output)
     assert not output.exists()

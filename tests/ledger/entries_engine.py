@@ -32,7 +32,7 @@ ENGINE: tuple[VLLMSymbol, ...] = (
     ),
     VLLMSymbol(
         "vllm.engine.arg_utils:EngineArgs.get_batch_defaults",
-        why="never run fewer requests than vLLM's LLM class on the same device",
+        why="never run fewer requests than vLLM's LLM class on the same device; what `bench` takes on a GPU",
         how="called",
         until=UNTIL_DEFAULTS,
         parameters=("world_size",),

@@ -41,7 +41,7 @@ class FakeGPU(FakePlatform):
 @pytest.fixture
 def on_gpu(llama: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """vLLM's config of a Llama as on a GPU, with heads and a type that GPUs serve; nothing is left behind."""
-    monkeypatch.setattr(speed_records, "CACHE_FOLDER", tmp_path)
+    monkeypatch.setattr(speed_records, "own_folder", lambda: tmp_path)
     monkeypatch.setattr(device.os, "environ", dict(device.os.environ))
 
     def make(kind: str = "cuda", name: str = H100, major: int = 9, head_size: int = 128) -> Any:

@@ -193,10 +193,18 @@ def test_an_unresolved_difference_exits_with_1(run: Any) -> None:
 def test_an_interrupted_run_keeps_what_is_finished(run: Any) -> None:
     run.outcomes["tree-3"] = KeyboardInterrupt()
     result = run("industry", "tree-3", "--num-requests", "16")
-    assert result.exit_code == 1
-    assert "interrupted" in result.stderr
+    assert result.exit_code == 130
+    assert f"interrupted; finished workloads are in {run.out}" in result.stderr
     report = report_from_dict(json.loads((run.out / "bench.json").read_text()))
     assert [item.workload["name"] for item in report.results] == ["industry"]
+
+
+def test_an_interrupted_run_that_finished_nothing_says_so(run: Any) -> None:
+    run.outcomes["industry"] = KeyboardInterrupt()
+    result = run("industry", "--num-requests", "16")
+    assert result.exit_code == 130
+    assert "interrupted before a workload was finished" in result.stderr
+    assert not run.out.exists()
 
 
 def test_workloads_that_ignore_the_scale_say_so(run: Any) -> None:

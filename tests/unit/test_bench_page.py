@@ -164,7 +164,7 @@ def test_without_the_option_there_is_no_page(run: Any, tmp_path: Path) -> None:
 def test_an_interrupted_run_leaves_the_finished_workloads(run: Any, tmp_path: Path) -> None:
     run.outcomes["tree-3"] = KeyboardInterrupt()
     result = run("industry", "tree-3", "--report", str(tmp_path))
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert "page: " in result.stderr
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "industry" in Reader(text, inside="h2").texts

@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 import xml.etree.ElementTree as ET
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,15 @@ def test_template_and_styles_are_installed_with_the_package() -> None:
     listed = project["tool"]["setuptools"]["package-data"]["vllm_batchllm.page"]
     files = {path.name for path in (root / "vllm_batchllm" / "page").iterdir() if path.is_file()}
     assert {name for name in files if not name.endswith(".py")} == set(listed)
+
+
+def test_what_is_wider_than_the_window_says_that_it_scrolls() -> None:
+    style = resources.files("vllm_batchllm.page").joinpath("page.css").read_text(encoding="utf-8")
+    (rule,) = re.findall(r"^\.scroll \{(.*?)^\}", style, re.MULTILINE | re.DOTALL)
+    assert "overflow-x: auto" in rule and "local" in rule, "a shadow where there is more"
+    (narrow,) = re.findall(
+        r"@media \(max-width: 45\.5rem\) \{(.*?)^\}", style, re.MULTILINE | re.DOTALL
+    )
+    assert "scroll sideways" in narrow
+    least_rem = float(re.findall(r"min-width: ([\d.]+)rem", style)[0])
+    assert least_rem < 45.5, "said wherever a picture is wider than its window"

@@ -14,11 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from vllm_batchllm.cache_folder import cache_folder
 from vllm_batchllm.log import get_logger
 
 logger = get_logger(__name__)
 
-CACHE_FOLDER = Path("~/.cache/vllm-batchllm/attention")
 MIN_GAIN = 1.02
 """Throughput with, over without, that some degree and prefix must show."""
 
@@ -90,9 +90,14 @@ def read_record(text: str, name: str) -> SpeedRecord | None:
     return record
 
 
+def own_folder() -> Path:
+    """Where the records of this machine are."""
+    return cache_folder() / "attention"
+
+
 def known_records(folder: Path | None = None) -> list[SpeedRecord]:
     """All records, the machine's own first."""
-    own = sorted((folder or CACHE_FOLDER).expanduser().glob("*.json"))
+    own = sorted((folder or own_folder()).glob("*.json"))
     shipped = sorted(
         (f for f in resources.files("vllm_batchllm.attention").joinpath("records").iterdir() if f.name.endswith(".json")),
         key=lambda file: file.name,
@@ -108,7 +113,7 @@ def record_for(key: RecordKey, records: Iterable[SpeedRecord]) -> SpeedRecord | 
 
 def write_record(record: SpeedRecord, folder: Path | None = None) -> Path:
     """Keep a record on this machine; returns its file."""
-    place = (folder or CACHE_FOLDER).expanduser()
+    place = folder or own_folder()
     place.mkdir(parents=True, exist_ok=True)
     words = f"{record.device}-{record.head_size}-{record.kv_type}-{record.vllm_minor}"
     file = place / ("".join(c if c.isalnum() or c in ".-" else "_" for c in words) + ".json")

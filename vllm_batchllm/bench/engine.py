@@ -42,7 +42,7 @@ class EngineSpec:
 
     Attributes:
         model: folder or name of the model.
-        kv_blocks: KV capacity, blocks of `block_size` tokens.
+        kv_blocks: KV capacity, blocks of `block_size` tokens; 0 for what vLLM finds room for.
         max_model_len: longest prompt + output, tokens.
         block_size: tokens per block; a multiple of 32 on the CPU.
         dtype: float32 makes outputs comparable token for token.
@@ -98,6 +98,15 @@ def prepare_environment() -> bool:
     return on_cpu
 
 
+def share_cpu_memory() -> None:
+    """Before `prepare_environment`: where engines size their KV themselves, a GiB for each, which is touched at once.
+
+    Unless the user has set how much.
+    """
+    if is_cpu_build():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
 def is_cpu_build() -> bool:
     """Whether the installed vLLM is a CPU build, told from its metadata without importing it."""
     for name in ("vllm-cpu", "vllm"):
@@ -114,7 +123,7 @@ def engine_kwargs(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
     kwargs: dict[str, Any] = {
         "model": spec.model,
         "block_size": spec.block_size,
-        "num_gpu_blocks_override": spec.kv_blocks,
+        "num_gpu_blocks_override": spec.kv_blocks or None,
         "max_model_len": spec.max_model_len,
         "dtype": spec.dtype,
         "max_num_batched_tokens": spec.max_num_batched_tokens,

@@ -10,12 +10,12 @@ schedulers would see very little.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vllm_batchllm.cache_folder import cache_folder
 from vllm_batchllm.errors import UsageError
 
 CONFIG_FILE = "config.json"
@@ -43,12 +43,6 @@ class RandomModelSpec:
         return f"random-llama-{figures}"
 
 
-def default_cache_dir() -> Path:
-    """The user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`) for generated models."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "vllm-batchllm"
-
-
 def random_model(cache_dir: Path | None = None, spec: RandomModelSpec | None = None) -> Path:
     """Return the folder of the random model, generating it on first use.
 
@@ -61,7 +55,7 @@ def random_model(cache_dir: Path | None = None, spec: RandomModelSpec | None = N
         UsageError: the cache folder cannot be written.
     """
     spec = spec or RandomModelSpec()
-    parent = cache_dir or default_cache_dir()
+    parent = cache_dir or cache_folder()
     folder = parent / spec.folder_name
     if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
         return folder

@@ -7,47 +7,33 @@ is memory for an engine each; ratios are taken within rounds before the median i
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vllm_batchllm.bench.engine import (
     ARMS,
-    SORTED,
     STOCK,
-    TUNED,
     EngineSpec,
     scheduler_of,
 )
 from vllm_batchllm.bench.engines import Engines
+from vllm_batchllm.bench.lanes import arrival_order, first_requests, frozen_heap, lane_of
 from vllm_batchllm.bench.outputs import compare_outputs, gap_finder
-from vllm_batchllm.bench.sampling import sampling_params
+from vllm_batchllm.bench.pace import OnProgress, Pace, Progress
 from vllm_batchllm.bench.turns import Lane, take_turns
 from vllm_batchllm.errors import UsageError, unknown_name
 from vllm_batchllm.measure.metrics import ABResult, OutputMatch, RunInputs, RunMetrics, run_metrics
-from vllm_batchllm.measure.recorder import StepRecord, record
+from vllm_batchllm.measure.recorder import record
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.workloads.batch import Batch, distinct_prefix_tokens
 
 MIN_ROUNDS = 3
 _NUM_WARM_UP_REQUESTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What `run_ab` is about to do (`run` is None) or has just done."""
-
-    workload: str
-    stage: str
-    num_done: int
-    num_runs: int
-    run: RunMetrics | None = None
-
-
-OnProgress = Callable[[Progress], None]
+_TELL_EVERY_S = 0.5
 
 
 def run_ab(
@@ -78,7 +64,7 @@ def run_ab(
             length.
     """
     batch.check()
-    _check_arms(arms, rounds, quick)
+    check_arms(arms, rounds, quick)
     _check_fit(spec, batch)
     report = on_progress or (lambda _: None)
     num_runs = rounds * len(arms)
@@ -112,7 +98,8 @@ def _halves(
     yield True, arms[::-1], range(middle, rounds)
 
 
-def _check_arms(arms: Sequence[str], rounds: int, quick: bool) -> None:
+def check_arms(arms: Sequence[str], rounds: int, quick: bool) -> None:
+    """Raise UsageError for arms that are unknown or named twice, or for too few rounds."""
     if not arms or len(set(arms)) != len(arms):
         raise UsageError(f"arms must be named, each once, not {list(arms)}")
     for arm in arms:
@@ -160,7 +147,6 @@ class _Session:
         self._spec, self._batch, self._arms = spec, batch, arms
         self._engines = Engines({})
         self._report, self._num_runs = report, num_runs
-        self._params = sampling_params(batch)
         self._inputs = RunInputs(
             num_requests=batch.num_requests,
             prompt_tokens=batch.prompt_tokens,
@@ -169,6 +155,7 @@ class _Session:
                 batch.prompts, spec.block_size, limits=batch.limits
             ),
         )
+        self._kv_blocks = spec.kv_blocks
         self._sizes: dict[str, dict[str, float]] = {}
         self._runs: list[RunMetrics] = []
         self._outputs: dict[tuple[str, int], list[list[int]]] = {}
@@ -177,31 +164,49 @@ class _Session:
         """Use ``engines`` from now on, after a few requests through each: first calls
         allocate and choose kernels."""
         self._engines = engines
+        cache = engines.for_arm(self._arms[0]).llm_engine.vllm_config.cache_config
+        self._kv_blocks = self._spec.kv_blocks or cache.num_gpu_blocks
         self._sizes = {arm: resolved_sizes(engines.for_arm(arm)) for arm in self._arms}
-        self._tell("warming up")
-        indices = range(min(_NUM_WARM_UP_REQUESTS, self._batch.num_requests))
-        llms = {id(llm): llm for llm in map(engines.for_arm, self._arms)}
-        for llm in llms.values():
-            self._generate(llm, indices)
+        part = first_requests(self._batch, _NUM_WARM_UP_REQUESTS)
+        by_engine = {id(engines.for_arm(arm)): arm for arm in reversed(self._arms)}
+        self._serve("warming up", part, list(by_engine.values()), num_sharing=0)
 
     def run_round(self, arms: Sequence[str], round_index: int) -> None:
         """One measured run of every arm: in turns, or one after the other where engines are shared."""
         together = self._engines.can_take_turns(arms)
         for some in [arms] if together else [[arm] for arm in arms]:
-            self._tell(f"round {round_index + 1}, {', '.join(some)}")
-            with ExitStack() as stack:
-                lanes = [self._lane(arm, stack) for arm in some]
-                with frozen_heap():
-                    take_turns(lanes)
-            for lane in lanes:
+            num_rounds = self._num_runs // len(self._arms)
+            stage = f"round {round_index + 1} of {num_rounds}, {', '.join(some)}"
+            for lane in self._serve(stage, self._batch, some, num_sharing=len(some)):
                 self._book(lane, round_index)
 
-    def _lane(self, arm: str, stack: ExitStack) -> Lane:
+    def _serve(self, stage: str, batch: Batch, arms: Sequence[str], num_sharing: int) -> list[Lane]:
+        """Serve ``batch`` by engines that take turns, and tell how far they are."""
+        self._tell(stage)
+        with ExitStack() as stack:
+            lanes = [self._lane(arm, batch, stack) for arm in arms]
+            num_tokens = sum(lane.num_tokens for lane in lanes)
+            began_s = told_s = time.perf_counter()
+
+            def on_turn() -> None:
+                nonlocal told_s
+                now_s = time.perf_counter()
+                if now_s - told_s >= _TELL_EVERY_S:
+                    done = sum(lane.tokens_done() for lane in lanes)
+                    pace = Pace(done, num_tokens, now_s - began_s)
+                    self._tell(stage, pace=pace, num_sharing=num_sharing)
+                    told_s = now_s
+
+            with frozen_heap():
+                take_turns(lanes, on_turn=on_turn)
+        return lanes
+
+    def _lane(self, arm: str, batch: Batch, stack: ExitStack) -> Lane:
         llm = self._engines.for_arm(arm)
         if not llm.reset_prefix_cache():
             raise UsageError(f"the prefix cache of arm {arm!r} cannot be emptied before a run")
         counts = stack.enter_context(record(scheduler_of(llm)))
-        return lane_of(arm, llm, self._batch, counts)
+        return lane_of(arm, llm, batch, counts)
 
     def _book(self, lane: Lane, round_index: int) -> None:
         indices = arrival_order(self._batch, lane.arm)
@@ -220,7 +225,11 @@ class _Session:
         return ABResult(
             workload=describe(self._batch, self._spec.block_size),
             engine=asdict(self._spec)
-            | {"model": Path(self._spec.model).name, "sizes": self._sizes},
+            | {
+                "model": Path(self._spec.model).name,
+                "kv_blocks": self._kv_blocks,
+                "sizes": self._sizes,
+            },
             arms=self._arms,
             runs=tuple(self._runs),
             matches=tuple(self._match(arm) for arm in self._arms),
@@ -237,12 +246,6 @@ class _Session:
         finder = gap_finder(self._engines.for_arm(reference), self._batch)
         return compare_outputs(arm, pairs, finder)
 
-    def _generate(self, llm: Any, indices: Sequence[int]) -> list[list[int]]:
-        prompts = [{"prompt_token_ids": self._batch.prompts[i]} for i in indices]
-        params = [self._params[i] for i in indices]
-        finished = llm.generate(prompts, params, use_tqdm=False)
-        return [list(item.outputs[0].token_ids) for item in finished]
-
     def _check_lengths(self, arm: str, outputs: list[list[int]]) -> None:
         for index, (output, wanted) in enumerate(
             zip(outputs, self._batch.output_lens, strict=True)
@@ -253,22 +256,9 @@ class _Session:
                     f"tokens instead of {wanted} in arm {arm!r}; the arms cannot be compared"
                 )
 
-    def _tell(self, stage: str, run: RunMetrics | None = None) -> None:
-        self._report(Progress(self._batch.name, stage, len(self._runs), self._num_runs, run))
-
-
-@contextmanager
-def frozen_heap() -> Iterator[None]:
-    """Nothing that is here already is looked through by the garbage collector, as in an engine's own process.
-
-    Else whoever makes most objects pays for looking through the models of all arms.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+    def _tell(self, stage: str, run: RunMetrics | None = None, **more: Any) -> None:
+        done = len(self._runs)
+        self._report(Progress(self._batch.name, stage, done, self._num_runs, run, **more))
 
 
 def resolved_sizes(llm: Any) -> dict[str, float]:
@@ -279,30 +269,6 @@ def resolved_sizes(llm: Any) -> dict[str, float]:
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "watermark": config.watermark,
     }
-
-
-def lane_of(arm: str, llm: Any, batch: Batch, counts: StepRecord) -> Lane:
-    """The requests of ``batch`` on their way through the engine of ``arm``.
-
-    counts: what is recorded of its scheduler.
-    """
-    from vllm.sampling_params import RequestOutputKind
-
-    all_params = sampling_params(batch)
-    requests = []
-    for index in arrival_order(batch, arm):
-        params = all_params[index].clone()
-        params.output_kind = RequestOutputKind.FINAL_ONLY
-        requests.append(({"prompt_token_ids": batch.prompts[index]}, params))
-    return Lane(arm, llm.llm_engine, requests, counts, batch.output_tokens)
-
-
-def arrival_order(batch: Batch, arm: str) -> list[int]:
-    """Indices of the requests in the order in which the arm queues them."""
-    indices = list(range(batch.num_requests))
-    if arm == SORTED or arm in TUNED:
-        indices.sort(key=lambda index: batch.prompts[index])
-    return indices
 
 
 def describe(batch: Batch, block_size: int) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_batchllm.bench.engine import ARMS, EngineSpec
+from vllm_batchllm.bench.files import file_batch
+from vllm_batchllm.bench.pace import OnProgress
 from vllm_batchllm.bench.random_model import RandomModelSpec, random_model
 from vllm_batchllm.bench.report import Report, write_report
-from vllm_batchllm.bench.runner import OnProgress, run_ab
+from vllm_batchllm.bench.runner import run_ab
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.tokenizer import TokenizerError, check_place
 from vllm_batchllm.measure.environment import describe_environment
+from vllm_batchllm.messages import clip
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for
 from vllm_batchllm.workloads.catalog import (
     DEFAULT_SCALE,
@@ -26,6 +30,7 @@ from vllm_batchllm.workloads.catalog import (
     resolve_name,
     workload_names,
 )
+from vllm_batchllm.workloads.sources import InputOptions, check_source, is_file
 
 #: The workloads that the project's promises are stated on.
 SUITE = (
@@ -41,30 +46,44 @@ SUITE = (
 
 @dataclass(frozen=True, slots=True)
 class WorkloadOptions:
-    """How workloads are drawn; None leaves the workload's own default."""
+    """How workloads are drawn and files read; None leaves the workload's own default.
+
+    tokenizer: for files with text. output_tokens: of each request of a file.
+    """
 
     scale: float = DEFAULT_SCALE
     num_requests: int | None = None
     seed: int = 0
     kv_blocks: int | None = None
+    tokenizer: str | None = None
+    output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One workload, drawn, with the engine it runs on."""
+    """One workload, drawn or read from a file, with the engine it runs on."""
 
     batch: Batch
     spec: EngineSpec
+    is_file: bool = False
 
 
 def resolve_workloads(names: Sequence[str]) -> list[str]:
-    """Full workload names, `suite`, `evals` and `all` expanded, each once.
+    """Files, and full workload names, `suite`, `evals` and `all` expanded, each once.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or no such file.
     """
     groups = {"suite": list(SUITE), "evals": list(EVALUATIONS), "all": workload_names()}
-    expanded = [full for name in names for full in groups.get(name) or [resolve_name(name)]]
+    expanded: list[str] = []
+    for name in names:
+        if name in groups:
+            expanded += groups[name]
+        elif is_file(name):
+            check_source(name)
+            expanded.append(name)
+        else:
+            expanded.append(resolve_name(name))
     return list(dict.fromkeys(expanded))
 
 
@@ -77,37 +96,58 @@ def resolve_model(model: str | None) -> tuple[str, int]:
     if model is None:
         spec = RandomModelSpec()
         return str(random_model(spec=spec)), spec.vocab_size
-    # os.path, not Path: that raises for names which no file can have.
-    if os.path.exists(model) and not os.path.isfile(os.path.join(model, "config.json")):
-        raise UsageError(f"{model} is not a model folder: it holds no config.json")
+    path = check_model(model)
     from transformers import AutoConfig
 
     try:
-        return model, int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)
+        return path, int(AutoConfig.from_pretrained(path).get_text_config().vocab_size)
     except Exception as error:  # transformers raises whatever it likes here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"cannot read the configuration of model {model!r}: {reason}") from error
+        if os.path.isdir(path):
+            raise UsageError(
+                f"cannot read the configuration of model {clip(model)}: {reason}"
+            ) from error
+        raise UsageError(
+            f"{model} is no folder here, and no configuration of that name could be fetched from "
+            f"the model hub ({reason}); check the spelling and the network, or name a local folder"
+        ) from error
+
+
+def check_model(model: str) -> str:
+    """Raise UsageError at once where no model can be; else its path, or its name on the hub."""
+    try:
+        path = check_place(model)
+    except TokenizerError as error:
+        raise UsageError(str(error)) from None
+    # os.path, not Path: that raises for names which no file can have.
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise UsageError(f"{model} is not a model folder: it holds no config.json")
+    return path
 
 
 def make_plan(name: str, options: WorkloadOptions, engine: EngineSpec, vocab_size: int) -> Plan:
-    """Draw a workload and fit the engine specification to it.
+    """Draw a workload, or read a file, and fit the engine specification to it.
 
-    `engine` gives what does not depend on the workload; its KV size and lengths are replaced.
+    Without `kv_blocks`, a file has the KV that vLLM finds room for. `engine` gives what does not depend on the workload; its KV size and lengths are replaced.
 
     Raises:
         UsageError: unknown name, figures out of range, or a KV size that cannot hold the
             largest request.
     """
-    batch = make_workload(
-        name,
-        scale=options.scale,
-        num_requests=options.num_requests,
-        seed=options.seed,
-        vocab_size=vocab_size,
-    )
-    kv_blocks = options.kv_blocks or kv_blocks_for(batch, engine.block_size)
+    if is_file(name):
+        batch = _read(name, options, vocab_size)
+        kv_blocks = options.kv_blocks or 0
+    else:
+        batch = make_workload(
+            name,
+            scale=options.scale,
+            num_requests=options.num_requests,
+            seed=options.seed,
+            vocab_size=vocab_size,
+        )
+        kv_blocks = options.kv_blocks or kv_blocks_for(batch, engine.block_size)
     needed = -(-batch.max_request_tokens // engine.block_size) + 1
-    if kv_blocks < needed:
+    if 0 < kv_blocks < needed:
         raise UsageError(
             f"{kv_blocks} KV blocks cannot hold the largest request of {batch.name!r} "
             f"({batch.max_request_tokens} tokens): give at least {needed}"
@@ -118,7 +158,18 @@ def make_plan(name: str, options: WorkloadOptions, engine: EngineSpec, vocab_siz
         max_model_len=batch.max_request_tokens,
         lengths_known=batch.lengths_known,
     )
-    return Plan(batch, spec)
+    return Plan(batch, spec, is_file(name))
+
+
+def _read(path: str, options: WorkloadOptions, vocab_size: int) -> Batch:
+    inputs = InputOptions(
+        scale=options.scale,
+        seed=options.seed,
+        tokenizer=options.tokenizer,
+        tokenizer_option="--model",
+        output_tokens=options.output_tokens,
+    )
+    return file_batch(path, inputs, vocab_size, options.num_requests)
 
 
 def run_suite(

@@ -25,7 +25,7 @@ class Lane:
     """One arm on its way through a batch.
 
     engine: vLLM's ``LLMEngine``, in this process. requests: (prompt, sampling parameters) in the order in
-    which they are queued. num_output_tokens: that the batch has. wall_s, cpu_s: of its own turns.
+    which they are queued. num_output_tokens, num_prompt_tokens: that the batch has. wall_s, cpu_s: of its own turns.
     """
 
     arm: str
@@ -33,6 +33,7 @@ class Lane:
     requests: Sequence[tuple[Any, Any]]
     record: StepRecord
     num_output_tokens: int
+    num_prompt_tokens: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
     outputs: dict[int, list[int]] = field(default_factory=dict)
@@ -46,11 +47,23 @@ class Lane:
 
     def progress(self) -> tuple[float, float]:
         """Share of the output tokens that are made; and, where that says nothing yet, its own time."""
+        made = self._scheduled_tokens() - self.record.computed_prompt_tokens
+        return made / max(self.num_output_tokens, 1), self.wall_s
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the batch, prompts and outputs."""
+        return self.num_prompt_tokens + self.num_output_tokens
+
+    def tokens_done(self) -> int:
+        """Of `num_tokens`: computed, or found in the cache. What is computed twice counts twice, until all are done."""
+        return min(self._scheduled_tokens() + self.record.admission_hit_tokens, self.num_tokens)
+
+    def _scheduled_tokens(self) -> int:
         for num_tokens in self.record.step_tokens[self._num_steps_seen :]:
             self._num_tokens += num_tokens
         self._num_steps_seen = len(self.record.step_tokens)
-        made = self._num_tokens - self.record.computed_prompt_tokens
-        return made / max(self.num_output_tokens, 1), self.wall_s
+        return self._num_tokens
 
     def queue(self) -> None:
         """Queue all requests; its own time, as every step is."""
@@ -87,8 +100,12 @@ class _Timer:
         self.lane.cpu_s += time.process_time() - self.cpu_s
 
 
-def take_turns(lanes: Sequence[Lane], clock: Callable[[], float] = time.perf_counter) -> None:
-    """Serve every lane's requests to their end.
+def take_turns(
+    lanes: Sequence[Lane],
+    clock: Callable[[], float] = time.perf_counter,
+    on_turn: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve every lane's requests to their end. ``on_turn`` is called between turns, at nobody's expense.
 
     A request that never ends would keep a lane for ever, as it would keep the engine alone.
     """
@@ -98,5 +115,6 @@ def take_turns(lanes: Sequence[Lane], clock: Callable[[], float] = time.perf_cou
     while going:
         least = min(going, key=Lane.progress)
         least.turn(clock)
+        on_turn()
         if least.has_ended:
             going.remove(least)

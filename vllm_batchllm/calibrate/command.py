@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm-batchllm calibrate`: measure this machine for `simulate --device cpu`."""
+"""`vllm-batchllm calibrate`: measure this machine for `simulate --device cpu`.
+
+Exit codes: 0 done, 1 the result cannot be kept, 2 wrong use, 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
 import typer
 
+from vllm_batchllm.bench.suite import check_model
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.command_line import quieten
+from vllm_batchllm.shared_options import ModelOrRandom
 
 
-def calibrate(
-    model: Annotated[
-        str | None, typer.Option(help="Model folder or name (default: a generated random model).")
-    ] = None,
-) -> None:
+def calibrate(model: ModelOrRandom = None) -> None:
     """Measure what a step costs on this machine, for `simulate --device cpu`."""
-    from vllm_batchllm.calibrate.measurement import calibrate as run
-
     quieten()
     try:
+        if model is not None:
+            check_model(model)
+        from vllm_batchllm.calibrate.measurement import calibrate as run
+
         made = run(model, lambda name: print(f"calibrating: {name}", file=sys.stderr))
         path = made.save()
     except UsageError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,13 +90,20 @@ def calibrate(model: str | None = None, on_batch: Callable[[str], None] = print)
     Raises:
         UsageError: the engine does not start.
     """
-    from vllm_batchllm.bench.engine import EngineSpec, build_engine, scheduler_of
+    from vllm_batchllm.bench.device import sizes_here
+    from vllm_batchllm.bench.engine import (
+        EngineSpec,
+        build_engine,
+        prepare_environment,
+        scheduler_of,
+    )
     from vllm_batchllm.bench.sampling import sampling_params
     from vllm_batchllm.bench.suite import resolve_model
     from vllm_batchllm.measure.environment import describe_environment
     from vllm_batchllm.workloads.batch import kv_blocks_for
     from vllm_batchllm.workloads.catalog import make_workload
 
+    here = sizes_here(prepare_environment())
     folder, vocab_size = resolve_model(model)
     batches = [
         make_workload(name, num_requests=count, vocab_size=vocab_size)
@@ -105,8 +112,9 @@ def calibrate(model: str | None = None, on_batch: Callable[[str], None] = print)
     llm = build_engine(
         EngineSpec(
             model=folder,
-            kv_blocks=max(kv_blocks_for(batch, 32) for batch in batches),
+            kv_blocks=max(kv_blocks_for(batch, here.block_size) for batch in batches),
             max_model_len=max(batch.max_request_tokens for batch in batches),
+            **asdict(here),
         ),
         "stock",
     )

@@ -30,8 +30,7 @@ def load_tokenizer(model: str) -> Any:
         TokenizerError: the folder is missing or half converted, the hub cannot be reached, or
             transformers is not installed.
     """
-    path = _expanded(model)
-    _check_folder(model, path)
+    path = check_folder(model)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -63,25 +62,36 @@ def _expanded(model: str) -> str:
         return model
 
 
-def _check_folder(model: str, path: str) -> None:
-    """Raise if `model` can only be a path and nothing usable is there.
+def check_folder(model: str) -> str:
+    """Raise TokenizerError at once if no tokenizer can be had there; else the path, or the name on the hub."""
+    path = check_place(model)
+    if os.path.isdir(path) and not any(
+        os.path.isfile(os.path.join(path, name)) for name in _TOKENIZER_FILES
+    ):
+        raise TokenizerError(
+            f"the model folder {model} holds no tokenizer (none of "
+            f"{', '.join(_TOKENIZER_FILES)}): its download or conversion did not finish; "
+            "repeat it, or name the model it was made from"
+        )
+    return path
+
+
+def check_place(model: str) -> str:
+    """Raise TokenizerError if `model` can only be a path and no folder is there; else the path, or the name on the hub.
 
     With os.path, since Path raises for names which no file can have.
     """
+    path = _expanded(model)
     if os.path.isdir(path):
-        if not any(os.path.isfile(os.path.join(path, name)) for name in _TOKENIZER_FILES):
-            raise TokenizerError(
-                f"the model folder {model} holds no tokenizer (none of "
-                f"{', '.join(_TOKENIZER_FILES)}): its download or conversion did not finish; "
-                "repeat it, or name the model it was made from"
-            )
-    elif os.path.exists(path):
+        return path
+    if os.path.exists(path):
         raise TokenizerError(f"{model} is a file; name the folder of a model with its tokenizer")
-    elif _is_path(model):
+    if _is_path(model):
         raise TokenizerError(
             f"the model folder {model} does not exist; name an existing folder or a model on "
             "the hub (owner/name)"
         )
+    return path
 
 
 def _is_path(model: str) -> bool:

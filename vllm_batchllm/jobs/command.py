@@ -13,23 +13,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs.dry_run import show_dry_run
-from vllm_batchllm.jobs.files import read_json
-from vllm_batchllm.jobs.job import Job
-from vllm_batchllm.jobs.line_server import Ending
-from vllm_batchllm.jobs.options import parse_job
-from vllm_batchllm.jobs.paths import beside
-from vllm_batchllm.jobs.runner import EngineKeepsDyingError
-from vllm_batchllm.jobs.session import JobSession
-from vllm_batchllm.jobs.summary import table, write_report
 from vllm_batchllm.measure.command_line import quieten, tell_page
-from vllm_batchllm.replicas.errors import NotPlacedError
+from vllm_batchllm.shared_options import AsJson
+
+if TYPE_CHECKING:  # a job is loaded when there is one, not for --help
+    from vllm_batchllm.jobs.job import Job
+    from vllm_batchllm.jobs.session import JobSession
 
 EXIT_DONE, EXIT_FAILED, EXIT_SOME_ERRORS, EXIT_USAGE, EXIT_RESUME = 0, 1, 2, 64, 75
 _OVER = ("done", "interrupted", "failed")
@@ -46,6 +40,10 @@ def run(context: typer.Context) -> None:
 
 def run_job(argv: Sequence[str]) -> int:
     """Run a command line to its exit code."""
+    from vllm_batchllm.jobs.dry_run import show_dry_run
+    from vllm_batchllm.jobs.job import Job
+    from vllm_batchllm.jobs.options import parse_job
+
     try:
         options = parse_job(argv)
         job = Job(options)
@@ -66,6 +64,10 @@ def run_job(argv: Sequence[str]) -> int:
 
 
 def _run(job: Job, session: JobSession, report: Path | None) -> int:
+    from vllm_batchllm.jobs.line_server import Ending
+    from vllm_batchllm.jobs.runner import EngineKeepsDyingError
+    from vllm_batchllm.replicas.errors import NotPlacedError
+
     progress = job.progress
     try:
         ending = job.run(session)
@@ -98,6 +100,10 @@ def _run(job: Job, session: JobSession, report: Path | None) -> int:
 
 
 def _tell(state: Any, report: Path | None) -> None:
+    from rich.console import Console
+
+    from vllm_batchllm.jobs.summary import table, write_report
+
     Console(stderr=True).print(table(asdict(state)))
     if report is not None:
         write_report(asdict(state), report)
@@ -111,9 +117,15 @@ def _refuse(error: UsageError) -> int:
 
 def status(
     output: Annotated[Path, typer.Argument(help="OUTPUT of the job, or its status file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell how far a job is that runs elsewhere, or has run."""
+    from rich.console import Console
+
+    from vllm_batchllm.jobs.files import read_json
+    from vllm_batchllm.jobs.paths import beside
+    from vllm_batchllm.jobs.summary import table
+
     own = beside(output, "status.json")
     state = read_json(own if own.exists() else output)
     if state is None or "lines" not in state:

@@ -2,7 +2,7 @@
 """`vllm-batchllm plan`: reads a batch file and prints its plan. Only this layer does I/O.
 
 Exit codes: 0 done, 1 a failure while running (reading, writing), 2 bad input (file, options,
-model).
+model), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from tqdm import tqdm
 from vllm_batchllm.input.reader import BadLine, read_requests
 from vllm_batchllm.input.request import PlanRequest
 from vllm_batchllm.input.tokenize import TokenizeResult, tokenize_requests
-from vllm_batchllm.input.tokenizer import TokenizerError, decode_leniently, load_tokenizer
+from vllm_batchllm.input.tokenizer import (
+    TokenizerError,
+    check_folder,
+    decode_leniently,
+    load_tokenizer,
+)
 from vllm_batchllm.plan.analysis import Plan, make_plan
 from vllm_batchllm.plan.render import plot_plan, print_plan
+from vllm_batchllm.shared_options import BLOCK_SIZE, AsJson, Plot
 
 RUNTIME_ERROR = 1
 BAD_INPUT = 2
@@ -39,9 +45,8 @@ FileArgument = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Model folder, or its name on the hub (tokenizer).")
+    str, typer.Option("--model", "-m", help="Model folder or name, for its tokenizer.")
 ]
-BlockSizeOption = Annotated[int, typer.Option(min=1, help="Tokens per KV block.")]
 KvBlocksOption = Annotated[
     int | None,
     typer.Option(min=1, help="Usable KV blocks, to simulate first come, first served."),
@@ -50,10 +55,6 @@ KvTokensOption = Annotated[
     int | None, typer.Option(min=1, help="The same in tokens; instead of --kv-blocks.")
 ]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Go on without bad lines.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the plan as JSON only.")]
-PlotOption = Annotated[
-    Path | None, typer.Option(metavar="FILE.png", help="Draw the plan into a PNG file, too.")
-]
 TopOption = Annotated[int, typer.Option(min=0, help="How many groups to list.")]
 LevelsOption = Annotated[bool, typer.Option("--levels", help="List groups inside groups.")]
 
@@ -61,18 +62,19 @@ LevelsOption = Annotated[bool, typer.Option("--levels", help="List groups inside
 def plan(
     file: FileArgument,
     model: ModelOption,
-    block_size: BlockSizeOption = 16,
+    block_size: Annotated[int, typer.Option(help=BLOCK_SIZE, min=1)] = 16,
     kv_blocks: KvBlocksOption = None,
     kv_tokens: KvTokensOption = None,
     skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    plot: PlotOption = None,
+    as_json: AsJson = False,
+    plot: Plot = None,
     top: TopOption = 10,
     levels: LevelsOption = False,
 ) -> None:
     """Tell what sharing prefixes can save on FILE before anything is run."""
     num_kv_blocks = _num_kv_blocks(block_size, kv_blocks, kv_tokens)
     _check_plot(plot)
+    _check_model(model)
     requests, bad_lines = _read(file, skip_bad)
     tokenizer = _tokenizer(model)
     result = _tokenize(requests, tokenizer)
@@ -127,6 +129,13 @@ def _read(file: Path, skip_bad: bool) -> tuple[list[PlanRequest], list[BadLine]]
         found = "none is good" if result.bad_lines else "the file is empty"
         _fail(f"{file} holds no requests: {found}; expected one JSON object a line", BAD_INPUT)
     return result.requests, result.bad_lines
+
+
+def _check_model(model: str) -> None:
+    try:
+        check_folder(model)
+    except TokenizerError as error:
+        _fail(str(error), BAD_INPUT)
 
 
 def _tokenizer(model: str) -> Any:

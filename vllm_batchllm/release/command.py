@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vllm-batchllm release`: when to serve a batch and how large a one, for a server told in figures.
 
-Exit codes: 0 done, 1 a picture could not be written, 2 wrong use.
+Exit codes: 0 done, 1 a picture could not be written, 2 wrong use, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import typer
 
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.messages import clip
+from vllm_batchllm.shared_options import AsJson, Plot
 
 if TYPE_CHECKING:  # numpy is loaded when it is needed, not for --help
     from vllm_batchllm.admission.release_server import BatchServer
@@ -52,10 +53,8 @@ def release(
         float | None,
         typer.Option(help="Abstract cost of a millisecond with more than these; chosen."),
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw it into a PNG file, too.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    plot: Plot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Work out when a server of whole batches should serve, and how many at once."""
     try:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vllm_batchllm.cache_folder import cache_folder
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.simulate.cost_model import MeasuredCosts
 from vllm_batchllm.simulate.step_costs import PLATFORM_COSTS
 
 CALIBRATION_FILE = "VLLM_BATCHLLM_CALIBRATION"
 """Environment variable: another place for the file."""
-_DEFAULT_FILE = Path("~/.cache/vllm-batchllm/calibration.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class Calibration:
     @staticmethod
     def path() -> Path:
         """The file in which calibrations are kept."""
-        return Path(os.environ.get(CALIBRATION_FILE) or _DEFAULT_FILE).expanduser()
+        named = os.environ.get(CALIBRATION_FILE)
+        return Path(named).expanduser() if named else cache_folder() / "calibration.json"
 
     @classmethod
     def load(cls) -> Calibration:

@@ -1,28 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vllm-batchllm simulate`: the command line around `simulate`.
 
-Standard output gets the result, standard error the progress. Exit codes: 0 all well, 1 it was
-interrupted (finished rows are kept), 2 wrong use.
+Standard output gets the result, standard error the progress. Exit codes: 0 all well, 2 wrong use, 130 it was
+interrupted (finished rows are kept).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from tqdm import tqdm
 
-from vllm_batchllm.errors import UsageError
+from vllm_batchllm.errors import EXIT_INTERRUPTED, UsageError
 from vllm_batchllm.input.trace import TRACE_BLOCK_SIZE
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
-from vllm_batchllm.measure.environment import describe_environment
+from vllm_batchllm.measure.progress import Progress
+from vllm_batchllm.shared_options import (
+    OUT,
+    SCALE,
+    AsJson,
+    BatchLLMOptions,
+    BlockSize,
+    KvBlocks,
+    MaxNumBatchedTokens,
+    MaxNumSeqs,
+    NumRequests,
+    OutputTokens,
+    ReportFolder,
+    Seed,
+)
 from vllm_batchllm.simulate.arms import DEFAULT_ARMS, ONLINE_ARMS
 from vllm_batchllm.simulate.arrivals import Arrivals, arrivals_of
 from vllm_batchllm.simulate.options import (
@@ -32,34 +42,28 @@ from vllm_batchllm.simulate.options import (
     SOURCES,
     ArrivalsKind,
     BurstSize,
-    KvBlocks,
     Lookahead,
-    MaxNumBatchedTokens,
-    MaxNumSeqs,
-    NumRequests,
-    Options,
-    OutputTokens,
     Placement,
     Price,
     Rate,
     Replicas,
-    ReportFolder,
     SharedAttention,
     SlowestSpeed,
     Tokenizer,
     WeightBits,
 )
 from vllm_batchllm.simulate.placement import OURS_PLACED
-from vllm_batchllm.workloads.sources import InputOptions, load_batch
+from vllm_batchllm.workloads.sources import InputOptions, check_source, load_batch
 
 if TYPE_CHECKING:  # these import vLLM, which `plan` does without
     from vllm_batchllm.simulate.arms import Arm
+    from vllm_batchllm.simulate.book import Book
     from vllm_batchllm.simulate.pool import Pool
     from vllm_batchllm.simulate.setup import Setup, SetupOptions
-    from vllm_batchllm.simulate.suite import Simulation, SimulationReport
+    from vllm_batchllm.simulate.suite import SimulationReport
     from vllm_batchllm.workloads.batch import Batch
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_USAGE = 2
 
 
 def simulate(
@@ -70,15 +74,15 @@ def simulate(
     tensor_parallel: Annotated[int, typer.Option(help="Devices for one model.")] = 1,
     weight_bits: WeightBits = None,
     num_requests: NumRequests = None,
-    scale: Annotated[float, typer.Option(help="Divides all lengths of workloads, traces.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the workload.", min=0)] = 0,
+    scale: Annotated[float, typer.Option(help=SCALE)] = 1.0,
+    seed: Seed = 0,
     tokenizer: Tokenizer = None,
     trace_block_size: Annotated[
         int, typer.Option(help="Prompt tokens for each id of a trace (Qwen's: 16).", min=1)
     ] = TRACE_BLOCK_SIZE,
     output_tokens: OutputTokens = None,
     kv_blocks: KvBlocks = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens per KV block.")] = None,
+    block_size: BlockSize = None,
     max_num_seqs: MaxNumSeqs = None,
     max_num_batched_tokens: MaxNumBatchedTokens = None,
     lookahead: Lookahead = None,
@@ -91,15 +95,15 @@ def simulate(
     arrivals: ArrivalsKind = None,
     rate: Rate = None,
     burst_size: BurstSize = None,
-    option: Options = None,
+    option: BatchLLMOptions = None,
     price: Price = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the record, simulate.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     report: ReportFolder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record, no table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate batches on devices that are not at hand, with the real schedulers."""
     quieten()
-    book: _Book | None = None
+    book: Book | None = None
     try:
         from vllm_batchllm.simulate.arms import find_arm
         from vllm_batchllm.simulate.setup import SetupOptions
@@ -128,60 +132,35 @@ def simulate(
         plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
         if traffic is not None:
             _check_online(plans, arms, traffic)
-        book = _Book(out, price, _page_writer(report, plans))
+        book = _book(out, price, _page_writer(report, plans))
         _run(plans, arms, pools, traffic, shared_attention, book)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
     except KeyboardInterrupt:
-        where = f"; finished rows are in {out}" if out else ""
-        print(f"interrupted{where}", file=sys.stderr)
-        if book is not None:
+        _tell_interrupted(book, out)
+        if book is not None and book.report.results:
             _show(book.report, as_json)
         tell_page(report)
-        raise typer.Exit(EXIT_FAILED) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     _show(book.report, as_json)
     tell_page(report)
 
 
-class _Book:
-    """The record, and the page if one is wanted, written anew after every finished row."""
+def _book(
+    folder: Path | None, price: float | None, on_report: Callable[[SimulationReport], None] | None
+) -> Book:
+    from vllm_batchllm.simulate.book import Book  # and vLLM with it, once all is well
 
-    def __init__(
-        self,
-        folder: Path | None,
-        price: float | None,
-        on_report: Callable[[SimulationReport], None] | None = None,
-    ) -> None:
-        from vllm_batchllm.simulate.suite import SimulationReport
+    return Book(folder, price, on_report)
 
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        self.report = SimulationReport((), describe_environment(), command, price)
-        self._folder, self._on_report = folder, on_report
-        if folder is not None:
-            self._write()
 
-    def put(self, result: Simulation) -> None:
-        """Keep a result; it replaces the one before if it has that one's rows and more."""
-        done = self.report.results
-        if done and done[-1].runs == result.runs[:-1] and done[-1].workload == result.workload:
-            done = done[:-1]
-        self.report = dataclasses.replace(self.report, results=(*done, result))
-        if self._folder is not None:
-            self._write()
-        if self._on_report is not None:
-            self._on_report(self.report)
-
-    def _write(self) -> None:
-        from vllm_batchllm.simulate.suite import write_record
-
-        assert self._folder is not None
-        try:
-            write_record(self.report, self._folder)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write the record into {self._folder}: {error.strerror or error}"
-            ) from None
+def _tell_interrupted(book: Book | None, out: Path | None) -> None:
+    if book is None or not book.report.results:
+        print("interrupted before a row was finished", file=sys.stderr)
+    else:
+        where = f"in {out}" if out else "shown"
+        print(f"interrupted; finished rows are {where}", file=sys.stderr)
 
 
 def _pools(
@@ -205,9 +184,12 @@ def _plans(
     sources: Sequence[str], inputs: InputOptions, engine: SetupOptions
 ) -> list[tuple[Batch, Setup]]:
     """All batches with their engines, read and checked."""
-    from vllm_batchllm.simulate.setup import make_setup
+    from vllm_batchllm.simulate.setup import check_names, make_setup
     from vllm_batchllm.simulate.sizes import check_fits
 
+    check_names(engine)
+    for source in sources:
+        check_source(source)
     batches = [load_batch(source, inputs) for source in dict.fromkeys(sources)]
     plans = [(batch, make_setup(batch, engine)) for batch in batches]
     for batch, setup in plans:
@@ -256,24 +238,25 @@ def _run(
     pools: Sequence[Pool],
     traffic: Arrivals | None,
     compare_attention: bool,
-    book: _Book,
+    book: Book,
 ) -> None:
     from vllm_batchllm.simulate.online_suite import simulate_online
     from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS
     from vllm_batchllm.simulate.suite import simulate as run_simulation
 
-    num_arms = len(arms) + (len(ATTENTION_BOUNDS) if compare_attention else 0)
-    total = num_arms * len(pools) * sum(batch.num_requests for batch, _ in plans)
-    with tqdm(total=total, unit=" requests", file=sys.stderr, dynamic_ncols=True) as bar:
+    num_runs = sum(len(arm.variants()) for arm in arms)
+    num_runs += len(ATTENTION_BOUNDS) if compare_attention else 0
+    total = num_runs * len(pools) * sum(batch.num_requests for batch, _ in plans)
+    with Progress(total, "requests") as shown:
         for batch, setup in plans:
 
             def on_arm(name: str, workload: str = batch.name) -> None:
-                bar.set_description_str(f"{workload}: {name}")
+                shown.describe(f"{workload}: {name}")
 
             told: dict[str, Any] = {
                 "compare_attention": compare_attention,
                 "on_arm": on_arm,
-                "on_progress": bar.update,
+                "on_progress": shown.advance,
                 "on_result": book.put,
             }
             if traffic is None:
@@ -283,6 +266,8 @@ def _run(
 
 
 def _show(report: SimulationReport, as_json: bool) -> None:
+    from rich.console import Console
+
     from vllm_batchllm.simulate.show import table
     from vllm_batchllm.simulate.suite import report_to_dict
 

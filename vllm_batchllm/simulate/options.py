@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,23 +21,8 @@ ARMS_HELP = f"Policies to compare, several times: {', '.join(arm_names())}."
 
 
 WeightBits = Annotated[float | None, typer.Option(help="Bits of a weight (default: the model's).")]
-NumRequests = Annotated[
-    int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
-]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
-]
-OutputTokens = Annotated[
-    int | None, typer.Option(help="Output of each request of a batch file.", min=1)
-]
-KvBlocks = Annotated[
-    int | None, typer.Option(help="KV blocks (default: what the device has left).")
-]
-MaxNumSeqs = Annotated[
-    int | None, typer.Option(help="Requests at once (default: as vLLM and we choose).")
-]
-MaxNumBatchedTokens = Annotated[
-    int | None, typer.Option(help="Tokens per step (default: vLLM's on the device).")
 ]
 Lookahead = Annotated[
     int | None, typer.Option(help="Requests that wait at most at any time (default: all).")
@@ -66,10 +50,6 @@ ArrivalsKind = Annotated[
 ]
 Rate = Annotated[float | None, typer.Option(help="Requests that arrive per second.")]
 BurstSize = Annotated[int | None, typer.Option(help="Requests that arrive together, in bursts.")]
-Options = Annotated[list[str] | None, typer.Option(help="Further batchllm options, KEY=VALUE.")]
 Price = Annotated[
     float | None, typer.Option(help="Of one device for an hour, in any currency.", min=0)
-]
-ReportFolder = Annotated[
-    Path | None, typer.Option(help="Folder for the result as one HTML page as well.")
 ]

@@ -155,7 +155,8 @@ def _details(report: SimulationReport, result: Simulation, groups: Sequence[Grou
         f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens."
     )
     sizes = (
-        f"{engine_of(result)}: {engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens, "
+        f"{engine_of(result)}: {engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens "
+        f"({engine['kv_blocks'] * engine['block_size']:,} tokens), "
         f"{engine['max_num_batched_tokens']:,} tokens a step, {engine['max_num_seqs']:,} requests "
         f"at once ({engine['batchllm_max_num_seqs']:,} for batchllm){tuned_as(result)}{best_cut(result)}."
     )

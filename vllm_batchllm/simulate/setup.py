@@ -81,6 +81,13 @@ def make_setup(batch: Batch, options: SetupOptions) -> Setup:
     return _cpu(batch, options) if options.device.lower() == CPU else _gpu(options)
 
 
+def check_names(options: SetupOptions) -> None:
+    """Raise UsageError for an unknown device or model, before a batch is read."""
+    if options.device.lower() != CPU:
+        find_device(options.device)
+        find_model(options.model, options.weight_bits)
+
+
 def _check(options: SetupOptions) -> None:
     for name in ("block_size", "kv_blocks", "max_num_seqs", "max_num_batched_tokens"):
         value = getattr(options, name)

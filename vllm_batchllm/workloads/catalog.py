@@ -4,8 +4,8 @@
 Every shape is (prefix / suffix / output, degree): `degree` requests share each prefix. Lengths
 are those of the definition divided by `scale`; token ids are uniform, so that two prefixes
 differ in their first token almost surely. A few workloads are about decoding, where dividing
-lengths by the scale would take the effect away: they always run at scale 1 with a fixed KV
-size.
+lengths by the scale would take the effect away: they always run at scale 1, and `bench` gives them a
+fixed KV size. Descriptions name none: simulations have that of the device.
 
 The pressure (distinct prefix tokens / KV capacity) is 2 for the two-part shapes, 4 for
 `long-16000`, 9 for `industry` and 3 for `tree-3`, whose inner levels are shared widely. Where
@@ -88,15 +88,14 @@ WORKLOADS: dict[str, Workload] = {
     "decode-heavy": Workload(
         build=decode_heavy,
         num_requests=512,
-        description="512/64/96, degree 8, 24,000 tokens of KV, scale 1",
+        description="512/64/96, degree 8, scale 1",
         kv_blocks=750,
         scales=False,
     ),
     "skewed-output": Workload(
         build=skewed_output,
         num_requests=1024,
-        description="512/64, degree 8, 90 % output 16 and 10 % output 400, lengths unknown, "
-        "KV for 12 full requests (11,904 tokens), scale 1",
+        description="512/64, degree 8, 90 % output 16 and 10 % output 400, lengths unknown, scale 1",
         kv_blocks=372,
         scales=False,
         lengths_known=False,
@@ -105,7 +104,7 @@ WORKLOADS: dict[str, Workload] = {
         build=correlated_output,
         num_requests=2048,
         description="512/64, degree 8, outputs log-normal between groups (median 37, sigma 1.1), "
-        "± 25 % inside, lengths unknown, 14,400 tokens of KV, scale 1",
+        "± 25 % inside, lengths unknown, scale 1",
         kv_blocks=450,
         scales=False,
         lengths_known=False,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class InputOptions:
     """How a batch is drawn or read.
 
     scale: divides all lengths (not those of batch files). num_requests: of a workload, or at most
-    so many of a file; None for its own number. tokenizer: for batch files with text.
+    so many of a file; None for its own number. tokenizer: for batch files with text, named by `tokenizer_option`.
     output_tokens: of each request of a batch file, up to its own limit, which is what the engine
     knows; None takes the limit as the length. trace_block_size: prompt tokens for each id of a trace.
     """
@@ -48,6 +49,21 @@ class InputOptions:
     tokenizer: str | None = None
     output_tokens: int | None = None
     trace_block_size: int = TRACE_BLOCK_SIZE
+    tokenizer_option: str = "--tokenizer"
+
+
+def is_file(source: str) -> bool:
+    """Whether `source` is an existing file or named like one, and no workload."""
+    # os.path, not Path: that raises for names which no file can have.
+    return os.path.isfile(source) or source.endswith(FILE_SUFFIXES)
+
+
+def check_source(source: str) -> None:
+    """Raise UsageError for a workload that is unknown or a file that is not there, before anything is read."""
+    if not is_file(source):
+        resolve_name(source)
+    elif not os.path.exists(source):
+        raise UsageError(f"{source} cannot be read: No such file or directory")
 
 
 def load_batch(source: str, options: InputOptions) -> Batch:
@@ -60,7 +76,7 @@ def load_batch(source: str, options: InputOptions) -> Batch:
     if not (math.isfinite(options.scale) and options.scale > 0):
         raise UsageError(f"scale must be a number above 0, not {options.scale:g}")
     path = Path(source)
-    if not (path.is_file() or source.endswith(FILE_SUFFIXES)):
+    if not is_file(source):
         resolve_name(source)
         return make_workload(
             source,
@@ -154,7 +170,9 @@ def _tokenized(
 ) -> list[TokenizedRequest]:
     has_text = any(not hasattr(request.content, "typecode") for request in requests)
     if has_text and options.tokenizer is None:
-        raise UsageError(f"{path} has prompts of text; name the model with --tokenizer")
+        raise UsageError(
+            f"{path} has prompts of text; name the model with {options.tokenizer_option}"
+        )
     try:
         tokenizer = load_tokenizer(options.tokenizer) if has_text and options.tokenizer else None
         result = tokenize_requests(requests, tokenizer)
