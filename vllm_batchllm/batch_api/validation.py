@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from vllm_batchllm.batch_api.schema import BatchError
-from vllm_batchllm.input.request import BadLineError
-from vllm_batchllm.jobs.line import JobLine
-from vllm_batchllm.jobs.scan import Input, LineReader
-from vllm_batchllm.jobs.text_plan import repeated_ids
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.scan import Input, LineReader
 from vllm_batchllm.messages import clip
+from vllm_batchllm.plan.text_plan import repeated_ids
 
 MAX_ERRORS = 50
 """As many are told of one batch."""

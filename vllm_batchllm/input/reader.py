@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vllm_batchllm.input.request import BadLineError, PlanRequest, parse_request
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.request import PlanRequest, parse_request
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are bad: no context is that long, and such a file is hardly JSONL."""

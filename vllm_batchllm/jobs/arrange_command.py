@@ -13,14 +13,14 @@ from typing import Annotated
 import typer
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs.arrange import Arrangement, part_paths
-from vllm_batchllm.jobs.arrange import arrange as arrange_lines
+from vllm_batchllm.input.scan import Input, scan
+from vllm_batchllm.input.source import Columns, open_source, written_whole
 from vllm_batchllm.jobs.command import EXIT_USAGE
 from vllm_batchllm.jobs.finish import check_output, packed
 from vllm_batchllm.jobs.paths import STREAM, beside
 from vllm_batchllm.jobs.progress import tell_reading
-from vllm_batchllm.jobs.scan import Input, scan
-from vllm_batchllm.jobs.source import Columns, open_source, written_whole
+from vllm_batchllm.plan.arrange import Arrangement, part_paths
+from vllm_batchllm.plan.arrange import arrange as arrange_lines
 from vllm_batchllm.prefix.prefix_order import Ints
 
 _PIECE_BYTES = 2**20

@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.files import read_json
 from vllm_batchllm.jobs.dry_run import show_dry_run
-from vllm_batchllm.jobs.files import read_json
 from vllm_batchllm.jobs.job import Job
 from vllm_batchllm.jobs.line_server import Ending
 from vllm_batchllm.jobs.options import parse_job

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vllm_batchllm.jobs.line import LineDefaults
+from vllm_batchllm.input.line import LineDefaults
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.plan.command import plan
 from vllm_batchllm.simulate.command import simulate

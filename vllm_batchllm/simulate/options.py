@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from vllm_batchllm.hardware.devices import CPU, DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.simulate.arms import arm_names
 from vllm_batchllm.simulate.arrivals import KINDS
-from vllm_batchllm.simulate.devices import CPU, DEVICES
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.placement import OURS_PLACED, PLACEMENTS
 from vllm_batchllm.workloads.catalog import workload_names
 

@@ -16,15 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.input.request import BadLineError
-from vllm_batchllm.jobs.line import (
-    BYTE_ORDER_MARK,
-    NO_DEFAULTS,
-    JobLine,
-    LineDefaults,
-    parse_line,
-)
-from vllm_batchllm.jobs.prompt_text import body_digest, chained_hashes
+from vllm_batchllm.input.line import BYTE_ORDER_MARK, NO_DEFAULTS, JobLine, LineDefaults, parse_line
+from vllm_batchllm.input.prompt_text import body_digest, chained_hashes
+from vllm_batchllm.input.record import BadLineError
 from vllm_batchllm.prefix.prefix_order import HashTable
 
 MAX_LINE_BYTES = 32 * 2**20

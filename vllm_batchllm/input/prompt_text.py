@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 from pydantic_core import to_json
 
-from vllm_batchllm.jobs.line import CHAT, COMPLETIONS, JobLine
+from vllm_batchllm.input.line import CHAT, COMPLETIONS, JobLine
 
 FINE_BYTES, FINE_UNTIL = 64, 1024
 COARSE_BYTES, COARSE_UNTIL = 256, 64 * 1024
