@@ -18,7 +18,6 @@ from vllm_batchllm.messages import clip
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 _PLAIN_URLS = {"messages": CHAT, "prompt": COMPLETIONS, "input": EMBEDDINGS}
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)

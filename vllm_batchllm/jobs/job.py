@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.kind import check_kind
 from vllm_batchllm.input.source import open_source
 from vllm_batchllm.jobs.figures import engine_figures
 from vllm_batchllm.jobs.finish import FinalOrder, check_output, write_final
@@ -63,6 +64,7 @@ class Job:
         if options.restart and not options.dry_run:
             _forget(options)
         source = open_source(options.input_name, paths.spool, options.columns)
+        check_kind(source, options.input_name)
         journal = paths.journal
         if options.dry_run and (options.restart or not journal.exists()):
             self._scratch = Path(tempfile.mkdtemp(prefix="vllm-batchllm-"))
