@@ -128,7 +128,7 @@ def make_plan(
         [request.namespace for request in requests],
         [request.readable for request in requests],
     )
-    chains, num_duplicates = _chains(requests, block_size)
+    chains, num_duplicates = block_chains(requests, block_size)
     first_come = None
     if num_kv_blocks is not None:
         first_come = _first_come(prompts, chains, block_size, num_kv_blocks, saving.prompt_tokens)
@@ -152,7 +152,9 @@ def make_plan(
     )
 
 
-def _chains(requests: Sequence[TokenizedRequest], block_size: int) -> tuple[list[list[bytes]], int]:
+def block_chains(
+    requests: Sequence[TokenizedRequest], block_size: int
+) -> tuple[list[list[bytes]], int]:
     """Return the block hashes of each request, made once per distinct prompt, and repeats."""
     known: dict[tuple[bytes, bytes], list[bytes]] = {}
     chains = []

@@ -2,7 +2,8 @@
 """What vLLM computes again on a batch in the order of prefixes, because outputs grow into the memory of those that run.
 
 The simplification: each step gives every running request one token, prompts cost no steps, and whoever fits is let in.
-As in vLLM, who came last is sent back when memory is short, and computes all of its own tokens again.
+As in vLLM, who came last is sent back when memory is short, and computes its own tokens again; those of its output
+are not counted.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy as np
 from vllm_batchllm.prefix.prefix_order import Ints
 
 
-def tokens_computed_again(
+def prompt_tokens_again(
     own_tokens: Ints, shared_tokens: Ints, output_tokens: Ints, kv_tokens: int, max_num_seqs: int
 ) -> int:
-    """Prompt and output tokens that are computed a second time.
+    """Prompt tokens that are computed a second time.
 
     Args:
         own_tokens, shared_tokens: of each prompt, in order: behind what it shares with the one before it, and that.
@@ -41,7 +42,7 @@ def tokens_computed_again(
         room = (kv_tokens - held) // len(running)
         if room < 1 and len(running) > 1:
             last = running.pop()
-            again += int(own_tokens[last] + grown[last])
+            again += int(own_tokens[last])
             waiting.appendleft(last)
             _grow(running, left, grown, 1)
         else:

@@ -109,20 +109,28 @@ def estimate_plan(
 
 
 def first_come_of(
-    arranged: TextOrder, order: Ints, plan: Plan, num_kv_blocks: int
+    arranged: TextOrder,
+    order: Ints,
+    plan: Plan,
+    num_kv_blocks: int,
+    extra_bytes: Ints | int = 0,
 ) -> FirstComeSaving:
-    """What an LRU cache saves if the requests come in this order, as a share of what can be saved at best."""
+    """What an LRU cache saves if the requests come in this order, as a share of what can be saved at best.
+
+    extra_bytes: that each request keeps in it beside its prompt.
+    """
     table = arranged.table
     possible = int(arranged.shared.sum())
     whole = int(table.text_bytes.sum())
     capacity = num_kv_blocks * plan.block_size * whole / max(plan.prompt_tokens, 1)
-    hits = simulate_text_lru(table.table, table.text_bytes, arranged.order, order, capacity)
+    kept = table.text_bytes + extra_bytes
+    hits = simulate_text_lru(table.table, kept, arranged.order, order, capacity)
     share = min(hits / possible, 1.0) if possible else 0.0
     return FirstComeSaving(
         num_kv_blocks,
         round(share * plan.optimal_saved_tokens),
         share * plan.optimal_saved_ratio,
-        int((table.text_bytes > capacity).sum()),
+        int((kept > capacity).sum()),
     )
 
 

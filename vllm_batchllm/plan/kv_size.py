@@ -44,11 +44,12 @@ def cache_of(
         )
     found = find_device(device)
     seqs = min(found.max_num_seqs, found.max_num_batched_tokens)
+    model = find_model(model_shape)
     blocks = num_kv_blocks(
         found,
-        find_model(model_shape),
+        model,
         block_size=block_size,
         max_num_batched_tokens=found.max_num_batched_tokens,
         max_num_seqs=seqs,
     )
-    return Cache(blocks, seqs, output_tokens)
+    return Cache(blocks, seqs, output_tokens, found, model)
