@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from plan_model import save_model, write_lines
 from test_plan_command import run, run_json
 
+from vllm_batchllm.input.line import LineDefaults, parse_line
+from vllm_batchllm.input.record import BadLineError
 from vllm_batchllm.input.text_table import text_table
 from vllm_batchllm.plan import load
 from vllm_batchllm.plan.analysis import Plan
@@ -106,12 +108,15 @@ def test_duplicates_are_counted_on_text(tmp_path: Path, model: str, estimating: 
 
 
 def best_disjoint(shared: list[int], begin: int, end: int) -> int:
-    """The most that groups of neighbours which do not overlap save, by trying all."""
+    """The most that groups which do not overlap save, by trying all; a group is all that share a prefix."""
     most = 0
     for first in range(begin, end):
         for last in range(first + 2, end + 1):
-            own = (last - first - 1) * min(shared[first + 1 : last])
-            most = max(most, own + best_disjoint(shared, last, end))
+            depth = min(shared[first + 1 : last])
+            is_whole = shared[first] < depth and (last == len(shared) or shared[last] < depth)
+            if is_whole:
+                own = (last - first - 1) * depth
+                most = max(most, own + best_disjoint(shared, last, end))
     return most
 
 
@@ -302,3 +307,14 @@ def test_stdin_that_is_a_terminal(model: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("vllm_batchllm.input.plain_file.sys", fake)
     result = run("-", "--model", model)
     assert result.exit_code == 2 and "standard input is a terminal" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("raw", "prompt"),
+    [(b'"hello"', "hello"), (b'{"prompt_token_ids": [1, 2], "id": "a"}', [1, 2])],
+)
+def test_jobs_read_the_same_lines(raw: bytes, prompt: object) -> None:
+    line = parse_line(3, raw, LineDefaults(max_tokens=7), 1000)
+    assert line.body == {"prompt": prompt, "max_tokens": 7} and line.url == "/v1/completions"
+    with pytest.raises(BadLineError, match="only one can be meant"):
+        parse_line(3, b'{"prompt_token_ids": [1], "prompt": "x"}', LineDefaults(), 1000)

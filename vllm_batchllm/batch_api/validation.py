@@ -11,8 +11,8 @@ from vllm_batchllm.batch_api.schema import BatchError
 from vllm_batchllm.input.line import JobLine
 from vllm_batchllm.input.record import BadLineError
 from vllm_batchllm.input.scan import Input, LineReader
+from vllm_batchllm.input.text_plan import repeated_ids
 from vllm_batchllm.messages import clip
-from vllm_batchllm.plan.text_plan import repeated_ids
 
 MAX_ERRORS = 50
 """As many are told of one batch."""

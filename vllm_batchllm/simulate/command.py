@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vllm-batchllm simulate`: the command line around `simulate`.
 
-Standard output gets the result, standard error the progress. Exit codes: 0 all well, 1 it was
-interrupted (finished rows are kept), 2 wrong use.
+Standard output gets the result, standard error the progress. Exit codes: 0 all well, 1 interrupted (rows are kept), 2 wrong use.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.source import Columns
 from vllm_batchllm.input.trace import TRACE_BLOCK_SIZE
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.environment import describe_environment
@@ -36,11 +36,13 @@ from vllm_batchllm.simulate.options import (
     Lookahead,
     MaxNumBatchedTokens,
     MaxNumSeqs,
+    MessagesColumn,
     NumRequests,
     Options,
     OutputTokens,
     Placement,
     Price,
+    PromptColumn,
     Rate,
     Replicas,
     ReportFolder,
@@ -77,6 +79,8 @@ def simulate(
         int, typer.Option(help="Prompt tokens for each id of a trace (Qwen's: 16).", min=1)
     ] = TRACE_BLOCK_SIZE,
     output_tokens: OutputTokens = None,
+    prompt_column: PromptColumn = None,
+    messages_column: MessagesColumn = None,
     kv_blocks: KvBlocks = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens per KV block.")] = None,
     max_num_seqs: MaxNumSeqs = None,
@@ -111,7 +115,10 @@ def simulate(
         default = DEFAULT_ARMS if traffic is None else ONLINE_ARMS
         arms = [find_arm(name, options) for name in dict.fromkeys(policy or default)]
         pools = _pools(replicas, placement, slowest_speed)
-        inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens, trace_block_size)
+        columns = Columns(prompt_column, messages_column)
+        inputs = InputOptions(
+            scale, num_requests, seed, tokenizer, output_tokens, trace_block_size, columns
+        )
         engine = SetupOptions(
             device=device,
             model=model,

@@ -15,7 +15,7 @@ from vllm_batchllm.simulate.arrivals import KINDS
 from vllm_batchllm.simulate.placement import OURS_PLACED, PLACEMENTS
 from vllm_batchllm.workloads.catalog import workload_names
 
-SOURCES = f"Workloads ({', '.join(workload_names())}), batch files (.jsonl) or traces."
+SOURCES = f"Workloads ({', '.join(workload_names())}), files (.jsonl, .gz, .zst, .parquet, - for standard input) or traces."
 DEVICES_HELP = f"One of {', '.join(DEVICES)}, {CPU} (this machine, calibrated)."
 MODELS_HELP = f"One of {', '.join(MODELS)}, or a folder with a config.json."
 ARMS_HELP = f"Policies to compare, several times: {', '.join(arm_names())}."
@@ -23,11 +23,17 @@ ARMS_HELP = f"Policies to compare, several times: {', '.join(arm_names())}."
 
 WeightBits = Annotated[float | None, typer.Option(help="Bits of a weight (default: the model's).")]
 NumRequests = Annotated[
-    int | None, typer.Option(help="Requests (default: the workload's; all of a file).", min=1)
+    int | None,
+    typer.Option(
+        help="Requests (default: the workload's; all of a file, else whole prefix groups of it).",
+        min=1,
+    ),
 ]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Model whose tokenizer reads batch files with text.")
 ]
+PromptColumn = Annotated[str | None, typer.Option(help="Column of a Parquet file with prompts.")]
+MessagesColumn = Annotated[str | None, typer.Option(help="Column of a Parquet file with chats.")]
 OutputTokens = Annotated[
     int | None, typer.Option(help="Output of each request of a batch file.", min=1)
 ]

@@ -30,6 +30,8 @@ from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.catalog import make_workload, resolve_name
 from vllm_batchllm.workloads.sample import sample_of_table
 
+SAMPLE = "sample"
+"""With which the description of a part of a file begins."""
 FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".zstd", ".parquet")
 
 
@@ -166,7 +168,7 @@ def _requests(path: Path, name: str, options: InputOptions) -> tuple[Sequence[Pl
     told = "batch file"
     if len(chosen) < len(table):
         told = (
-            f"sample of whole prefix groups: {len(chosen):,} of {len(table):,} requests "
+            f"{SAMPLE} of whole prefix groups: {len(chosen):,} of {len(table):,} requests "
             f"({len(chosen) / len(table):.1%}) of a batch file, seed {options.seed}"
         )
     return read_at(table, chosen), told
