@@ -123,7 +123,7 @@ def page(record: dict[str, Any]) -> str:
         f"{record['cpus']} cores{beside}. `python benchmarks/plan_scale.py --lines {record['lines']} --bytes {record['bytes']}`\n\n"
         "| seconds | peak memory | saving, estimated | of the text |\n| ---: | ---: | ---: | ---: |\n"
         f"| {record['seconds']:.0f} | {record['peak_rss_bytes'] / 1e9:.2f} GB | "
-        f"{plan['optimal_saved_ratio']:.1%} ± {plan['ratio_error'] or 0:.1%} | {record['shared_text_ratio']:.1%} |\n"
+        f"{plan['optimal_saved_ratio']:.1%} ± {plan['ratio_error'] or 0:.2%} | {record['shared_text_ratio']:.1%} |\n"
     )
 
 
