@@ -31,9 +31,7 @@ from vllm_batchllm.plan.crowding import prompt_tokens_again
 from vllm_batchllm.plan.render import no_groups_text
 from vllm_batchllm.plan.text_groups import text_groups
 from vllm_batchllm.plan.text_lru import simulate_text_lru
-from vllm_batchllm.prefix.best_saving import optimal_saving
 from vllm_batchllm.prefix.prefix_order import prefix_order
-from vllm_batchllm.workloads.sample import sample_by_group, sample_of_table
 from vllm_batchllm.workloads.sources import InputOptions, load_batch
 
 
@@ -265,41 +263,6 @@ class TestOptions:
         alone = Plan(**{**fields, "num_groups": 0, "optimal_saved_tokens": 0})
         assert no_groups_text(alone) == "nothing is shared"
         assert run(file, "--model", model, "--top", 0, "--plot", tmp_path / "p.png").exit_code == 0
-
-
-class TestSamples:
-    @pytest.mark.parametrize("seed", [0, 1])
-    def test_a_sample_shares_as_the_whole_does(self, seed: int) -> None:
-        draw = random.Random(seed)
-        made: list[list[int]] = []
-        while len(made) < 50_000:
-            prefix = [draw.randrange(50_000) for _ in range(draw.randint(60, 120))]
-            for _ in range(int(min(300, draw.paretovariate(1.0)))):
-                made.append([*prefix, *(draw.randrange(50_000) for _ in range(8))])
-        draw.shuffle(made)
-        whole = optimal_saving(made, 16).saved_ratio
-        chosen = sample_by_group(made, 3000, seed)
-        assert len(chosen) == 3000 and chosen == sorted(set(chosen))
-        sampled = optimal_saving([made[index] for index in chosen], 16).saved_ratio
-        first = optimal_saving(made[:3000], 16).saved_ratio
-        assert sampled == pytest.approx(whole, abs=0.015)
-        assert first < whole - 0.1, "the first lines say little"
-
-    def test_few(self) -> None:
-        alike = [[1, 2, 3]] * 10
-        assert sample_by_group(alike, 20, 0) == list(range(10))
-        assert len(sample_by_group(alike, 3, 0)) == 3
-        assert sample_by_group([], 3, 0) == []
-
-    def test_on_text_and_in_simulate(self, tmp_path: Path, model: str) -> None:
-        texts = grouped(100, 10, 320, 32)
-        file = write_lines(tmp_path / "b.jsonl", prompts(texts))
-        chosen = sample_of_table(text_table(file), 100, 0)
-        assert len(chosen) == 100 and len({texts[index][:320] for index in chosen}) <= 12
-        batch = load_batch(str(file), InputOptions(num_requests=100, tokenizer=model))
-        assert batch.num_requests == 100
-        assert "100 of 1,000 requests (10.0%)" in batch.description
-        assert optimal_saving(batch.prompts, 16).saved_ratio > 0.75
 
 
 def test_stdin_that_is_a_terminal(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
