@@ -19,10 +19,10 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from vllm_batchllm.hardware.devices import find_device
+from vllm_batchllm.hardware.models import find_model
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 from vllm_batchllm.simulate.cost_model import CostModel, Measured, MeasuredCosts, Roofline
-from vllm_batchllm.simulate.devices import find_device
-from vllm_batchllm.simulate.models import find_model
 from vllm_batchllm.simulate.ring import RingSpec, build_on, make_config, make_requests, sample
 from vllm_batchllm.simulate.step_costs import PLATFORM_COSTS
 from vllm_batchllm.simulate.work import WorkMeter, held_kv_tokens

@@ -28,8 +28,8 @@ from fake_engine import model_folder
 from lookahead_arms import Workload, arms_for, run
 from tqdm import tqdm
 
+from vllm_batchllm.input.plain_file import plain_file
 from vllm_batchllm.input.trace import (
-    TraceError,
     num_distinct_blocks,
     output_of,
     prompt_of,
@@ -109,8 +109,9 @@ def _workload(
 ) -> Workload:
     """The trace, scaled. Stops the command if it cannot be read or does not fit."""
     try:
-        traced = read_trace(trace, limit)
-    except (OSError, EOFError, TraceError) as error:
+        with plain_file(str(trace)) as path:
+            traced = read_trace(path, limit, name=str(trace))
+    except (OSError, ValueError) as error:
         _stop(str(error))
     if not traced:
         _stop(f"{trace} holds no request")

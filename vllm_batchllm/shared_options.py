@@ -17,7 +17,16 @@ ModelOrRandom = Annotated[
 ]
 NumRequests = Annotated[
     int | None,
-    typer.Option(help="Requests (default: the workload's; all of a file).", min=1),
+    typer.Option(
+        help="Requests (default: the workload's; all of a file, else whole prefix groups of it).",
+        min=1,
+    ),
+]
+PromptColumn = Annotated[
+    str | None, typer.Option(help="Column of a Parquet file that holds prompts.")
+]
+MessagesColumn = Annotated[
+    str | None, typer.Option(help="Column of a Parquet file that holds chats.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all that is drawn at random.", min=0)]
 OutputTokens = Annotated[

@@ -64,8 +64,9 @@ def import_as_the_command_does() -> None:
 def run_job(path: Path) -> dict[str, float]:
     """Open and run a job with a server that answers at once."""
     import_as_the_command_does()
+    from vllm_batchllm.input.line import JobLine
+    from vllm_batchllm.jobs.answer import Answer
     from vllm_batchllm.jobs.feed import Window
-    from vllm_batchllm.jobs.line import Answer, JobLine
     from vllm_batchllm.jobs.session import JobSession, SessionSettings
 
     class AtOnce:

@@ -28,10 +28,10 @@ from vllm_batchllm.admission.release_policy import greedy
 from vllm_batchllm.admission.release_server import BatchServer
 from vllm_batchllm.admission.release_solver import solve
 from vllm_batchllm.admission.release_tables import Table
+from vllm_batchllm.hardware.devices import find_device
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.arrivals import poisson_times_s
 from vllm_batchllm.simulate.cost_model import StepWork
-from vllm_batchllm.simulate.devices import find_device
 from vllm_batchllm.simulate.online import run_online
 from vllm_batchllm.simulate.setup import Setup, SetupOptions, make_setup
 from vllm_batchllm.workloads.batch import Batch

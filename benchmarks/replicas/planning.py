@@ -54,8 +54,8 @@ def main(
 ) -> None:
     """Plan, cut, hand out; write down what it took."""
     import_as_the_command_does()
-    from vllm_batchllm.jobs.line_costs import costs_of
     from vllm_batchllm.jobs.session import JobSession, SessionSettings
+    from vllm_batchllm.plan.line_costs import costs_of
     from vllm_batchllm.replicas.assignment import Assignment
 
     with TemporaryDirectory() as name:

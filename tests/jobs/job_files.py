@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.feed import Window
-from vllm_batchllm.jobs.line import Answer, JobLine
 from vllm_batchllm.jobs.line_server import Ending, EngineGoneError
 from vllm_batchllm.jobs.session import JobSession, SessionSettings
 

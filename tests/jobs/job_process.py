@@ -18,13 +18,13 @@ from job_files import SETTINGS, EchoServer
 from test_runner import FakeEngine
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.source import Columns
 from vllm_batchllm.jobs import command
 from vllm_batchllm.jobs.feed import Window
 from vllm_batchllm.jobs.job import Job
 from vllm_batchllm.jobs.options import JobOptions
 from vllm_batchllm.jobs.paths import job_paths
 from vllm_batchllm.jobs.runner import RunLimits
-from vllm_batchllm.jobs.source import Columns
 
 
 class EchoJob(Job):

@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 
 from vllm_batchllm.cli import app
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.scan import scan
 from vllm_batchllm.jobs import arranged_file
-from vllm_batchllm.jobs.arrange import Arrangement, arrange, part_paths
 from vllm_batchllm.jobs.arranged_file import arrange_file
-from vllm_batchllm.jobs.line_costs import costs_of
-from vllm_batchllm.jobs.scan import scan
+from vllm_batchllm.plan.arrange import Arrangement, arrange, part_paths
+from vllm_batchllm.plan.line_costs import costs_of
 from vllm_batchllm.replicas.cut import cheapest_cuts
 
 EXIT_USAGE = 64

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from job_files import answers, many_lines, records, run_whole
 
-from vllm_batchllm.jobs.failpoints import VARIABLE
+from vllm_batchllm.failpoints import VARIABLE
 
 SCRIPT = Path(__file__).with_name("job_process.py")
 DONE, FAILED, USAGE, RESUME = 0, 1, 64, 75

@@ -25,9 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs import finish, parquet_finish, parquet_source, source
+from vllm_batchllm.input import parquet_source, source
+from vllm_batchllm.input.source import Columns, open_source
+from vllm_batchllm.jobs import finish, parquet_finish
 from vllm_batchllm.jobs.finish import FinalOrder, check_output, write_final
-from vllm_batchllm.jobs.source import Columns, open_source
 
 NONE = Columns()
 LINES = b"".join(b'{"prompt": "%d"}\n' % number for number in range(5000))

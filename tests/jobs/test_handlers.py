@@ -15,8 +15,9 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRespo
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
+from vllm_batchllm.input.line import NO_DEFAULTS, JobLine, parse_line
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.handlers import HandlerServer
-from vllm_batchllm.jobs.line import NO_DEFAULTS, Answer, JobLine, parse_line
 from vllm_batchllm.jobs.line_server import EngineGoneError
 
 

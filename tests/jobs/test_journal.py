@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.failpoints import Failpoints
 from vllm_batchllm.jobs import journal as journal_module
-from vllm_batchllm.jobs.failpoints import Failpoints
 from vllm_batchllm.jobs.journal import Journal, JournalLockedError
 
 LINES = [json.dumps({"custom_id": f"r{i}", "text": "x" * i}).encode() + b"\n" for i in range(5)]

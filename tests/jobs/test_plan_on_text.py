@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from job_files import chat_line, write_lines
 
-from vllm_batchllm.jobs.line import NO_DEFAULTS, parse_line
-from vllm_batchllm.jobs.prompt_text import END_OF_HASH, body_digest, chained_hashes, piece_ends
-from vllm_batchllm.jobs.scan import scan
-from vllm_batchllm.jobs.text_plan import Followers, make_plan, repeated_ids
+from vllm_batchllm.input.line import NO_DEFAULTS, parse_line
+from vllm_batchllm.input.prompt_text import END_OF_HASH, body_digest, chained_hashes, piece_ends
+from vllm_batchllm.input.scan import scan
+from vllm_batchllm.input.text_plan import Followers, make_plan, repeated_ids
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.prefix_order import HashTable, prefix_order, shared_depths
 

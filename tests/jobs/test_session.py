@@ -27,11 +27,12 @@ from job_files import (
 )
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.failpoints import Failpoints
+from vllm_batchllm.input.line import JobLine, LineDefaults
 from vllm_batchllm.jobs import journal as journal_module
-from vllm_batchllm.jobs.failpoints import Failpoints
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.feed import Window
 from vllm_batchllm.jobs.journal import JournalLockedError
-from vllm_batchllm.jobs.line import Answer, JobLine, LineDefaults
 from vllm_batchllm.jobs.line_server import Ending
 from vllm_batchllm.jobs.session import SessionSettings
 

@@ -14,6 +14,7 @@ import typer
 from lookahead import lookahead
 from lookahead_arms import Workload, arms_for, run
 
+from vllm_batchllm.input.plain_file import plain_file
 from vllm_batchllm.input.trace import (
     TraceError,
     num_distinct_blocks,
@@ -129,12 +130,13 @@ def test_prompts_share_what_their_ids_share_and_lengths_are_scaled(tmp_path) -> 
     path = tmp_path / "trace.jsonl.gz"
     other = {**GOOD, "input_length": 1024, "output_length": 0}
     path.write_bytes(gzip.compress(f"{json.dumps(GOOD)}\n\n{json.dumps(other)}\n".encode()))
-    first, second = read_trace(path)
+    with plain_file(str(path)) as plain:
+        first, second = read_trace(plain)
+        assert read_trace(plain, limit=1) == [first]
     assert prompt_of(first, 32) == [0] * 32 + [3] * 11, "188 of 512 tokens are 11 of 32"
     assert prompt_of(second, 32) == [0] * 32 + [3] * 32
     assert (output_of(first, 32), output_of(second, 32)) == (1, 1)
     assert num_distinct_blocks([first, second]) == 2
-    assert read_trace(path, limit=1) == [first]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from vllm.v1.request import RequestStatus
 
 from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.config import BatchLLMConfig
+from vllm_batchllm.hardware.devices import DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.scheduler import device_power
 from vllm_batchllm.scheduler.device_power import DevicePower, power_of
 from vllm_batchllm.scheduler.holding_queue import HoldingQueue
@@ -23,9 +25,7 @@ from vllm_batchllm.scheduler.request_queue import PrefixGroupQueue
 from vllm_batchllm.scheduler.scheduler import leaf_for
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import Roofline
-from vllm_batchllm.simulate.devices import DEVICES
 from vllm_batchllm.simulate.engine import Clock
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.online import OnlineRun, run_online
 from vllm_batchllm.simulate.ring import sample
 from vllm_batchllm.simulate.sizes import EngineSizes

@@ -14,10 +14,10 @@ from page_model import Reader
 from plan_model import write_lines
 from typer.testing import CliRunner
 
+from vllm_batchllm.hardware.devices import DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.simulate import command, suite
 from vllm_batchllm.simulate.arms import arm_names
-from vllm_batchllm.simulate.devices import DEVICES
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS
 
 SMALL = ("micro-2000-200-d16", "--scale", "32", "--num-requests", "32", "--kv-blocks", "60")

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from simulated import batch_of
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.hardware.devices import DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.simulate.arms import find_arm
 from vllm_batchllm.simulate.cost_model import Roofline, StepTime, StepWork
-from vllm_batchllm.simulate.devices import DEVICES
 from vllm_batchllm.simulate.engine import scheduler_class, shared_config
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.online import EngineHangs, OnlineRun, run_online
 from vllm_batchllm.simulate.online_engine import OnlineEngine
 from vllm_batchllm.simulate.ring import build_on, make_requests, sample

@@ -13,12 +13,12 @@ import pytest
 from vllm.v1.request import Request
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.hardware.devices import DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate import replicas
 from vllm_batchllm.simulate.arms import find_arm
 from vllm_batchllm.simulate.cost_model import Constants, Roofline
-from vllm_batchllm.simulate.devices import DEVICES
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.placement import PLACEMENTS
 from vllm_batchllm.simulate.pool import Pool
 from vllm_batchllm.simulate.replicas import run_replicas

@@ -13,12 +13,12 @@ from simulated import batch_of, batches, trie_size
 
 from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.hardware.devices import DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate import bound, engine
 from vllm_batchllm.simulate.arms import arm_names, find_arm
 from vllm_batchllm.simulate.cost_model import Constants, Measured, MeasuredCosts, Roofline, StepTime
-from vllm_batchllm.simulate.devices import DEVICES
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.ring import RingSpec, build_scheduler, make_requests, sample
 from vllm_batchllm.simulate.run import SimulatedRun, run_arm
 from vllm_batchllm.simulate.sizes import EngineSizes

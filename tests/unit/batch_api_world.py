@@ -26,8 +26,9 @@ from vllm_batchllm.batch_api.routes import router_of
 from vllm_batchllm.batch_api.runner import Runner
 from vllm_batchllm.batch_api.running import Tools, nothing
 from vllm_batchllm.batch_api.work import LaterServer, Work
+from vllm_batchllm.input.line import CHAT, JobLine
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.feed import Window
-from vllm_batchllm.jobs.line import CHAT, Answer, JobLine
 
 MODEL = "echo"
 

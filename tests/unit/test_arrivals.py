@@ -13,8 +13,8 @@ import pytest
 from plan_model import write_lines
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.hardware.devices import DEVICES, Device
 from vllm_batchllm.simulate.arrivals import Arrivals, arrivals_of, burst_times_s, poisson_times_s
-from vllm_batchllm.simulate.devices import DEVICES, Device
 from vllm_batchllm.simulate.energy import energy_of
 from vllm_batchllm.workloads.sources import InputOptions, load_batch
 

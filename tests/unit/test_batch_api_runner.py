@@ -13,8 +13,8 @@ from batch_api_world import World, jsonl, line, lines_of, submit, until
 from prometheus_client import generate_latest
 
 from vllm_batchllm.batch_api import running, work
+from vllm_batchllm.input.line import CHAT, JobLine
 from vllm_batchllm.jobs.journal import Journal
-from vllm_batchllm.jobs.line import CHAT, JobLine
 
 
 def test_of_two_processes_one_runs_and_the_other_takes_over(tmp_path) -> None:

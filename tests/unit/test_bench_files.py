@@ -13,11 +13,8 @@ from plan_model import write_lines
 
 from vllm_batchllm.bench.engine import EngineSpec, arm_kwargs
 from vllm_batchllm.bench.engine_options import read_engine_options
-from vllm_batchllm.bench.files import chosen
 from vllm_batchllm.bench.suite import WorkloadOptions, make_plan, resolve_workloads
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.workloads.batch import Batch
-from vllm_batchllm.workloads.catalog import make_workload
 
 ENGINE = EngineSpec(model="m", kv_blocks=0, max_model_len=0)
 LINES = [
@@ -56,28 +53,10 @@ def test_a_sample_is_of_whole_groups_in_their_order(tmp_path: Path) -> None:
     plan = plan_of(write_lines(tmp_path / "own.jsonl", LINES), num_requests=8, seed=3)
     firsts = [prompt[0] for prompt in plan.batch.prompts]
     assert len(set(firsts)) == 2 and all(firsts.count(first) == 4 for first in firsts)
-    assert "8 of 20 requests, whole prefix groups at random" in plan.batch.description
+    assert "sample of whole prefix groups: 8 of 20 requests" in plan.batch.description
     whole = [line["prompt"] for line in LINES]
     places = [whole.index(prompt) for prompt in plan.batch.prompts]
     assert places == sorted(places)
-
-
-def test_a_sample_depends_on_the_seed_and_on_nothing_else() -> None:
-    batch = make_workload("micro-2000-200", num_requests=64)
-
-    def prompts(seed: int) -> list[list[int]]:
-        return chosen(batch, 16, seed).prompts
-
-    assert prompts(1) == prompts(1) != prompts(2)
-    assert chosen(batch, 64, 1) is batch is chosen(batch, None, 1)
-
-
-def test_a_scored_batch_keeps_its_starts() -> None:
-    batch = make_workload("multiple-choice", num_requests=40)
-    assert batch.starts is not None
-    by_prompt = {tuple(p): s for p, s in zip(batch.prompts, batch.starts, strict=True)}
-    part: Batch = chosen(batch, 12, 0)
-    assert part.starts == [by_prompt[tuple(prompt)] for prompt in part.prompts]
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.hardware.devices import DEVICES, Device
+from vllm_batchllm.hardware.models import MODELS, ModelShape
 from vllm_batchllm.simulate.cost_model import (
     PUBLISHED,
     Constants,
@@ -19,8 +21,6 @@ from vllm_batchllm.simulate.cost_model import (
     StepTime,
     StepWork,
 )
-from vllm_batchllm.simulate.devices import DEVICES, Device
-from vllm_batchllm.simulate.models import MODELS, ModelShape
 from vllm_batchllm.simulate.shared_kv import PREFIX_SPEED, KVReading, SharedWork, launches_s
 
 # 1,000 operations and 100 bytes a second: one byte costs as much as ten operations.

@@ -27,7 +27,8 @@ from vllm_batchllm.bench.suite import resolve_model, resolve_workloads
 from vllm_batchllm.config import OPTIONS, BatchLLMConfig
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.input.reader import read_requests
-from vllm_batchllm.input.request import BadLineError, PlanRequest, parse_request
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.request import PlanRequest, parse_request
 from vllm_batchllm.input.tokenize import tokenize_requests
 from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
 from vllm_batchllm.measure.command_line import parse_options

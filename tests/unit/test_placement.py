@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from simulated import batch_of, batches, trie_size
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.hardware.devices import DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate.arms import find_arm
 from vllm_batchllm.simulate.cost_model import Measured, MeasuredCosts, Roofline, StepWork
-from vllm_batchllm.simulate.devices import DEVICES
 from vllm_batchllm.simulate.feeds import Feed, FixedFeed, PlannedFeed
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.placement import (
     FIXED,
     HASH_TOKENS,

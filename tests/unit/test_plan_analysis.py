@@ -145,6 +145,11 @@ def test_the_json_holds_every_figure() -> None:
         "num_groups": 1,
         "levels": False,
         "num_unread": 0,
+        "is_estimate": False,
+        "ratio_error": None,
+        "num_sampled": 0,
+        "verdict": None,
+        "verdict_reason": "",
         "groups": [
             {
                 "level": 0,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vllm_batchllm.input.plain_file import plain_file
 from vllm_batchllm.input.reader import read_requests
 from vllm_batchllm.input.rendering import PLAIN, UnreadableFieldError, rendering_of
 from vllm_batchllm.input.request import BadLineError, parse_request
@@ -84,7 +85,8 @@ def test_a_packed_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "batch.jsonl.gz"
     with gzip.open(path, "wt") as stream:
         stream.write('{"prompt": "x"}\n{"prompt": "y"}\n')
-    assert [request.content for request in read_requests(path).requests] == ["x", "y"]
+    with plain_file(str(path)) as plain:
+        assert [request.content for request in read_requests(plain).requests] == ["x", "y"]
 
 
 @pytest.mark.parametrize("text", ['[{"prompt": "x"}]\n', '[\n{"prompt": "x"}\n]\n'])

@@ -29,6 +29,8 @@ COMMANDS = (
     "calibrate/",
     "release/",
     "input/",
+    "hardware/",
+    "files.py",
     "jobs/",
     "measure/",
     "workloads/",

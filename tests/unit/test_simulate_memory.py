@@ -9,9 +9,9 @@ import pytest
 from simulated import batch_of
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.simulate.devices import GIB, find_device
-from vllm_batchllm.simulate.memory import RUNTIME_BYTES, activation_bytes, num_kv_blocks
-from vllm_batchllm.simulate.models import find_model
+from vllm_batchllm.hardware.devices import GIB, find_device
+from vllm_batchllm.hardware.memory import RUNTIME_BYTES, activation_bytes, num_kv_blocks
+from vllm_batchllm.hardware.models import find_model
 from vllm_batchllm.simulate.setup import SetupOptions, make_setup
 
 

@@ -11,8 +11,8 @@ import pytest
 from simulated import LLAMA_8B
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.simulate.devices import DEVICES, Device, find_device
-from vllm_batchllm.simulate.models import MODELS, ModelShape, find_model, shape_of
+from vllm_batchllm.hardware.devices import DEVICES, Device, find_device
+from vllm_batchllm.hardware.models import MODELS, ModelShape, find_model, shape_of
 
 PUBLISHED_WEIGHTS = {
     "Llama-3.1-8B": 8.03e9,

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from vllm_batchllm.batch_api.schema import BatchError
-from vllm_batchllm.input.request import BadLineError
-from vllm_batchllm.jobs.line import JobLine
-from vllm_batchllm.jobs.scan import Input, LineReader
-from vllm_batchllm.jobs.text_plan import repeated_ids
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.scan import Input, LineReader
+from vllm_batchllm.input.text_plan import repeated_ids
 from vllm_batchllm.messages import clip
 
 MAX_ERRORS = 50

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from vllm_batchllm.input.line import CHAT, COMPLETIONS, EMBEDDINGS, JobLine
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.feed import Window
-from vllm_batchllm.jobs.line import CHAT, COMPLETIONS, EMBEDDINGS, Answer, JobLine
 from vllm_batchllm.jobs.line_server import EngineGoneError, LineServer
 
 ENDPOINTS: Final = (CHAT, COMPLETIONS, EMBEDDINGS, "/v1/score", "/score", "/v1/rerank", "/rerank")

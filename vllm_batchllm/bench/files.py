@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.workloads.batch import REFERENCE_BLOCK_SIZE, Batch
+from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.sources import InputOptions, load_batch
 
 
@@ -19,9 +18,7 @@ def file_batch(
     Raises:
         UsageError: the file cannot be read, or holds tokens that the model does not know.
     """
-    batch = chosen(
-        load_batch(path, replace(options, num_requests=None)), num_requests, options.seed
-    )
+    batch = load_batch(path, replace(options, num_requests=num_requests))
     largest = max(map(max, batch.prompts))
     if largest >= vocab_size:
         raise UsageError(
@@ -29,28 +26,3 @@ def file_batch(
             "give the --model that the file was made for"
         )
     return batch
-
-
-def chosen(batch: Batch, num_requests: int | None, seed: int) -> Batch:
-    """`num_requests` requests of `batch`, whole groups drawn at random; the last of them may be cut.
-
-    A group shares its first block. The requests keep their order.
-    """
-    if num_requests is None or num_requests >= batch.num_requests:
-        return batch
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for place, prompt in enumerate(batch.prompts):
-        groups.setdefault(tuple(prompt[:REFERENCE_BLOCK_SIZE]), []).append(place)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    places = sorted([place for group in order for place in group][:num_requests])
-    found = f"{num_requests:,} of {batch.num_requests:,} requests, whole prefix groups at random"
-    return replace(
-        batch,
-        prompts=[batch.prompts[place] for place in places],
-        output_lens=[batch.output_lens[place] for place in places],
-        starts=None if batch.starts is None else [batch.starts[place] for place in places],
-        arrivals_s=None,
-        seed=seed,
-        description=f"{batch.description}, {found}",
-    )

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from vllm_batchllm.input.request import BadLineError, PlanRequest, parse_request
+from vllm_batchllm.input.raw_lines import raw_lines
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.request import PlanRequest, parse_request
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are bad: no context is that long, and such a file is hardly JSONL."""
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,41 +34,40 @@ class ReadResult:
     bad_lines: list[BadLine]
 
 
-def read_requests(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
-    """Read a JSONL file, packed by gzip if its name ends in .gz; blank lines are skipped, bad ones collected.
+@dataclass(frozen=True, slots=True)
+class ReadLine:
+    """Where a line stands in its file, in bytes, and what it holds."""
 
-    Beside the result, memory holds one line at a time.
+    offset: int
+    length: int
+    content: PlanRequest | BadLine
+
+
+def read_requests(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> ReadResult:
+    """Read a plain JSONL file; blank lines are skipped, bad ones collected.
 
     Raises:
-        OSError: the file cannot be read, or is no gzip file although its name says so.
-        EOFError, zlib.error: it is a damaged one.
+        OSError: the file cannot be read.
     """
     result = ReadResult([], [])
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as stream:
-        for number, line in _queues(stream, max_line_bytes):
-            try:
-                text = _decode(line, max_line_bytes)
-                if text.strip():
-                    result.requests.append(parse_request(number, text))
-            except BadLineError as error:
-                result.bad_lines.append(BadLine(number, str(error)))
+    for line in read_lines(path, max_line_bytes):
+        if isinstance(line.content, BadLine):
+            result.bad_lines.append(line.content)
+        else:
+            result.requests.append(line.content)
     return result
 
 
-def _queues(stream: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Yield line numbers with lines; None for one that is too long, which is not kept."""
-    number = 0
-    while line := stream.readline(max_line_bytes + 1):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        if len(line) <= max_line_bytes:
-            yield number, line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(max_line_bytes)
-        yield number, None
+def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[ReadLine]:
+    """The same line by line; memory holds one at a time. Raises OSError."""
+    with path.open("rb") as stream:
+        for number, offset, length, raw in raw_lines(stream, max_line_bytes):
+            try:
+                text = _decode(raw, max_line_bytes)
+                if text.strip():
+                    yield ReadLine(offset, length, parse_request(number, text))
+            except BadLineError as error:
+                yield ReadLine(offset, length, BadLine(number, str(error)))
 
 
 def _decode(line: bytes | None, max_line_bytes: int) -> str:

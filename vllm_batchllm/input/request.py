@@ -2,7 +2,8 @@
 """One request of a batch file, checked: the only place that knows the accepted formats.
 
 Three are read: plain (`{"prompt": ...}`), chat (`{"messages": [...]}`) and OpenAI batch lines
-(`{"custom_id", "method", "url", "body": {...}}`), whose body is one of the former two.
+(`{"custom_id", "method", "url", "body": {...}}`), whose body is one of the former two. `record.py`
+says what else a plain prompt may be.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from vllm_batchllm.input.record import ONE_OBJECT_A_LINE, BadLineError, as_record, kind_of
 from vllm_batchllm.input.rendering import PLAIN, Rendering, UnreadableFieldError, rendering_of
 from vllm_batchllm.input.scoring import readable_tokens_of
 from vllm_batchllm.messages import clip
@@ -29,17 +31,10 @@ TEXT_PARTS = {
 }
 """Kinds of content parts that are text, and the field that holds it."""
 
-_ONE_OBJECT_A_LINE = (
-    "; if the file is one JSON array, write one object a line: jq -c '.[]' FILE > FILE.jsonl"
-)
 _WHOLE_NUMBER = TypeAdapter(int)
 _URLS = ("/v1/completions", "/v1/chat/completions")
 _MOST_TOKENS = 2**63 - 1
 """The largest limit of an output that vLLM's messages can carry."""
-
-
-class BadLineError(ValueError):
-    """A line that is no request; its text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +72,13 @@ class PlanRequest:
 def parse_request(line: int, text: str) -> PlanRequest:
     """Return the request on one line. Raises BadLineError with the reason."""
     try:
-        record = json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise BadLineError("not valid JSON: nested too deeply") from None
     except ValueError as error:
-        hint = _ONE_OBJECT_A_LINE if text.lstrip().startswith("[") else ""
+        hint = ONE_OBJECT_A_LINE if text.lstrip().startswith("[") else ""
         raise BadLineError(f"not valid JSON: {error}{hint}") from None
-    if not isinstance(record, dict):
-        hint = _ONE_OBJECT_A_LINE if isinstance(record, list) else ""
-        raise BadLineError(f"not a JSON object but {_kind(record)}{hint}")
+    record = as_record(value)
     body = _body(record)
     try:
         rendering = rendering_of(body)
@@ -109,7 +102,7 @@ def _body(record: dict[str, Any]) -> dict[str, Any]:
         return record
     body = record["body"]
     if not isinstance(body, dict):
-        raise BadLineError(f'"body" must be an object, not {_kind(body)}')
+        raise BadLineError(f'"body" must be an object, not {kind_of(body)}')
     url = record.get("url")
     if url is not None and url not in _URLS:
         raise BadLineError(f'"url" must be one of {", ".join(_URLS)}, not {_short(url)}')
@@ -127,7 +120,7 @@ def _content(body: Mapping[str, Any]) -> str | Conversation | array[int]:
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]  # one of several, as vLLM reads it
     if not isinstance(prompt, str | list):
-        raise BadLineError(f'"prompt" must be a text or a list of token ids, not {_kind(prompt)}')
+        raise BadLineError(f'"prompt" must be a text or a list of token ids, not {kind_of(prompt)}')
     if not prompt:
         raise BadLineError('"prompt" is empty')
     return _checked_text(prompt, '"prompt"') if isinstance(prompt, str) else _token_ids(prompt)
@@ -138,7 +131,7 @@ def _token_ids(prompt: list[Any]) -> array[int]:
         raise BadLineError('"prompt" holds several prompts; write one line for each')
     for item in prompt:
         if type(item) is not int:  # a bool is an int to Python, but no token id to anybody
-            raise BadLineError(f'"prompt" must hold token ids only, found {_kind(item)}')
+            raise BadLineError(f'"prompt" must hold token ids only, found {kind_of(item)}')
     try:
         return array(TOKEN_TYPECODE, pack_tokens(prompt))
     except ValueError as error:
@@ -148,15 +141,15 @@ def _token_ids(prompt: list[Any]) -> array[int]:
 def _conversation(body: Mapping[str, Any]) -> Conversation:
     messages = body["messages"]
     if not isinstance(messages, list):
-        raise BadLineError(f'"messages" must be a list, not {_kind(messages)}')
+        raise BadLineError(f'"messages" must be a list, not {kind_of(messages)}')
     if not messages:
         raise BadLineError('"messages" is empty')
     tools = body.get("tools")
     if tools is not None and not isinstance(tools, list):
-        raise BadLineError(f'"tools" must be a list, not {_kind(tools)}')
+        raise BadLineError(f'"tools" must be a list, not {kind_of(tools)}')
     options = body.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
-        raise BadLineError(f'"chat_template_kwargs" must be an object, not {_kind(options)}')
+        raise BadLineError(f'"chat_template_kwargs" must be an object, not {kind_of(options)}')
     if "chat_template" in options:  # a program, which could loop for hours
         raise BadLineError('"chat_template_kwargs" must not set "chat_template"; vLLM refuses it')
     checked = [_message(message, index) for index, message in enumerate(messages)]
@@ -167,14 +160,14 @@ def _message(message: Any, index: int) -> dict[str, Any]:
     """Return one message with its content as one text, as vLLM hands it to a template."""
     where = f'"messages"[{index}]'
     if not isinstance(message, dict):
-        raise BadLineError(f"{where} must be an object, not {_kind(message)}")
+        raise BadLineError(f"{where} must be an object, not {kind_of(message)}")
     if not isinstance(message.get("role"), str):
         raise BadLineError(f'{where} has no "role"')
     text = _message_text(message.get("content"), where)
     checked = {**message, "content": text}
     calls = checked.pop("tool_calls", None) or []
     if not isinstance(calls, list):
-        raise BadLineError(f'"tool_calls" of {where} must be a list, not {_kind(calls)}')
+        raise BadLineError(f'"tool_calls" of {where} must be a list, not {kind_of(calls)}')
     if calls:
         checked["tool_calls"] = [_tool_call(call, where) for call in calls]
     return checked
@@ -186,7 +179,7 @@ def _message_text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return _checked_text(content, where)
     if not isinstance(content, list):
-        raise BadLineError(f'"content" of {where} must be a text or a list, not {_kind(content)}')
+        raise BadLineError(f'"content" of {where} must be a text or a list, not {kind_of(content)}')
     return "\n".join(_part_text(part, where) for part in content)
 
 
@@ -221,7 +214,7 @@ def _namespace(body: Mapping[str, Any]) -> bytes:
     parts = [body.get("model"), body.get("cache_salt")]
     for name, part in zip(("model", "cache_salt"), parts, strict=True):
         if part is not None and not isinstance(part, str):
-            raise BadLineError(f'"{name}" must be a text, not {_kind(part)}')
+            raise BadLineError(f'"{name}" must be a text, not {kind_of(part)}')
     return json.dumps(parts).encode() if any(parts) else b""
 
 
@@ -252,13 +245,6 @@ def _checked_text(text: str, where: str) -> str:
             f"{where} is not valid Unicode: half a surrogate pair at character {error.start}"
         ) from None
     return text
-
-
-def _kind(value: Any) -> str:
-    """Name the JSON type of a value."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
-    names |= {str: "a text", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
 
 
 def _short(value: Any) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 
 from vllm_batchllm.compat.version import installed_vllm_version
 from vllm_batchllm.input.reader import BadLine
+from vllm_batchllm.input.record import BadLineError
 from vllm_batchllm.input.rendering import Rendering
-from vllm_batchllm.input.request import BadLineError, Conversation, PlanRequest
+from vllm_batchllm.input.request import Conversation, PlanRequest
 from vllm_batchllm.input.tokenizer import TokenizerError
 from vllm_batchllm.prefix.best_saving import TOKEN_TYPECODE
 

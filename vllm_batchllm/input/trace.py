@@ -9,7 +9,6 @@ arrived. Other fields are ignored.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -39,17 +38,20 @@ class TraceRequest:
 
 
 def read_trace(
-    path: Path, limit: int | None = None, trace_block_size: int = TRACE_BLOCK_SIZE
+    path: Path,
+    limit: int | None = None,
+    trace_block_size: int = TRACE_BLOCK_SIZE,
+    name: str | None = None,
 ) -> list[TraceRequest]:
-    """The first ``limit`` requests of a ``.jsonl`` or ``.jsonl.gz`` file; blank lines are skipped.
+    """The first ``limit`` requests of a plain JSONL file; blank lines are skipped.
 
-    trace_block_size: prompt tokens for each id.
+    trace_block_size: prompt tokens for each id. name: what messages call the file.
 
     Raises:
-        OSError: the file cannot be read, or is not gzip although its name says so.
+        OSError: the file cannot be read.
         TraceError: a line is no request.
     """
-    return list(islice(_requests(path, trace_block_size), limit))
+    return list(islice(_requests(path, trace_block_size, name or str(path)), limit))
 
 
 def prompt_of(
@@ -93,16 +95,15 @@ def num_distinct_blocks(requests: Sequence[TraceRequest]) -> int:
     return len({block_id for request in requests for block_id in request.block_ids})
 
 
-def _requests(path: Path, trace_block_size: int) -> Iterator[TraceRequest]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as stream:
+def _requests(path: Path, trace_block_size: int, name: str) -> Iterator[TraceRequest]:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
                 yield _parse(line, trace_block_size)
             except TraceError as error:
-                raise TraceError(f"{path}, line {number}: {error}") from None
+                raise TraceError(f"{name}, line {number}: {error}") from None
 
 
 def _parse(line: bytes, trace_block_size: int) -> TraceRequest:

@@ -14,6 +14,7 @@ import typer
 
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.jobs.command import EXIT_USAGE
+from vllm_batchllm.shared_options import MessagesColumn, PromptColumn
 
 
 def arrange(
@@ -34,20 +35,16 @@ def arrange(
             help="Cut them where it is cheap into N files of about equal work, OUTPUT-00000-of-0000N and so on.",
         ),
     ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option(help="Column of a Parquet file that holds prompts.")
-    ] = None,
-    messages_column: Annotated[
-        str | None, typer.Option(help="Column of a Parquet file that holds chats.")
-    ] = None,
+    prompt_column: PromptColumn = None,
+    messages_column: MessagesColumn = None,
     id_column: Annotated[
         str | None,
         typer.Option(help="Column of a Parquet file that names its rows (default: their numbers)."),
     ] = None,
 ) -> None:
     """Write the lines of a file in the order of shared prefixes, byte for byte, each once."""
+    from vllm_batchllm.input.source import Columns
     from vllm_batchllm.jobs.arranged_file import arrange_file
-    from vllm_batchllm.jobs.source import Columns
 
     try:
         columns = Columns(prompt_column, messages_column, id_column)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.scan import Input, digest_of_id
 from vllm_batchllm.jobs.journal import Journal
-from vllm_batchllm.jobs.scan import Input, digest_of_id
 from vllm_batchllm.log import get_logger
 from vllm_batchllm.messages import clip
 from vllm_batchllm.prefix.prefix_order import Ints

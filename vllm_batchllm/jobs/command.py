@@ -122,7 +122,7 @@ def status(
     """Tell how far a job is that runs elsewhere, or has run."""
     from rich.console import Console
 
-    from vllm_batchllm.jobs.files import read_json
+    from vllm_batchllm.files import read_json
     from vllm_batchllm.jobs.paths import beside
     from vllm_batchllm.jobs.summary import table
 

@@ -10,13 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vllm_batchllm.jobs.line import LineDefaults
+from vllm_batchllm.input.line import LineDefaults
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.plan.command import plan
+from vllm_batchllm.plan.load import EXACT_LINES
 from vllm_batchllm.simulate.command import simulate
-
-EXACT_LINES = 20_000
-"""Up to so many lines a dry run tokenises; that takes a minute or so."""
 
 
 def show_dry_run(
@@ -32,7 +30,7 @@ def show_dry_run(
     path, model = session.source.path, str(engine.model)
     try:
         if len(session.source) <= EXACT_LINES:
-            plan(path, model, block_size=engine.block_size or 16, skip_bad=True)
+            plan(str(path), model, block_size=engine.block_size or 16, skip_bad=True)
         else:
             told = f"vllm-batchllm plan {path} --model {model}"
             console.print(f"In tokens and blocks, once tokenised: {told}", highlight=False)

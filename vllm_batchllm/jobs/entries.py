@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.books import JobCounts
 from vllm_batchllm.jobs.feed import Read
-from vllm_batchllm.jobs.line import Answer, JobLine
 from vllm_batchllm.jobs.records import Records
 from vllm_batchllm.jobs.writer import JournalWriter
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_batchllm.input.request import BadLineError
-from vllm_batchllm.jobs.line import JobLine
-from vllm_batchllm.jobs.scan import LineReader
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.scan import LineReader
 
 _READ_AHEAD = 64
 _FIRST_BYTES_PER_TOKEN = 4.0

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.input.scan import LineReader
 from vllm_batchllm.jobs.entries import Entries
 from vllm_batchllm.jobs.feed import Flow, read_ahead
-from vllm_batchllm.jobs.line import JobLine
 from vllm_batchllm.jobs.line_server import Ending, EngineGoneError, LineServer
-from vllm_batchllm.jobs.scan import LineReader
 
 
 class Feeding:

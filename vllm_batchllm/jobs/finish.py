@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.parquet_source import needed
+from vllm_batchllm.input.source import ZSTD_SUFFIXES, written_whole
 from vllm_batchllm.jobs.parquet_finish import Answers, check_columns, write_parquet
-from vllm_batchllm.jobs.parquet_source import needed
-from vllm_batchllm.jobs.source import ZSTD_SUFFIXES, written_whole
 
 _BUFFER_BYTES = 2**20
 

@@ -14,7 +14,8 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from vllm_batchllm.jobs.line import CHAT, COMPLETIONS, EMBEDDINGS, Answer, JobLine
+from vllm_batchllm.input.line import CHAT, COMPLETIONS, EMBEDDINGS, JobLine
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.line_server import EngineGoneError
 
 Handler = Callable[[Any], Awaitable[Any]]

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from vllm_batchllm.jobs.line import LineDefaults
+from vllm_batchllm.input.line import LineDefaults
 
 _NEVER_CHANGE_ANSWERS = frozenset(
     [

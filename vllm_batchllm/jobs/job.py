@@ -16,6 +16,8 @@ from types import FrameType
 from typing import Any
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.kind import check_kind
+from vllm_batchllm.input.source import open_source
 from vllm_batchllm.jobs.figures import engine_figures
 from vllm_batchllm.jobs.finish import FinalOrder, check_output, write_final
 from vllm_batchllm.jobs.journal import Journal
@@ -26,7 +28,6 @@ from vllm_batchllm.jobs.progress import Figures, JobState, Progress, tell_readin
 from vllm_batchllm.jobs.replicated import ReplicatedRunner
 from vllm_batchllm.jobs.runner import Engine, JobRunner
 from vllm_batchllm.jobs.session import JobSession
-from vllm_batchllm.jobs.source import open_source
 from vllm_batchllm.plugin.job_process import begin_job
 from vllm_batchllm.replicas.start import ReplicaOptions, replicas_of
 
@@ -63,6 +64,7 @@ class Job:
         if options.restart and not options.dry_run:
             _forget(options)
         source = open_source(options.input_name, paths.spool, options.columns)
+        check_kind(source, options.input_name)
         journal = paths.journal
         if options.dry_run and (options.restart or not journal.exists()):
             self._scratch = Path(tempfile.mkdtemp(prefix="vllm-batchllm-"))

@@ -17,8 +17,8 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs.failpoints import hit
-from vllm_batchllm.jobs.files import replaced, sync_folder
+from vllm_batchllm.failpoints import hit
+from vllm_batchllm.files import replaced, sync_folder
 from vllm_batchllm.log import get_logger
 
 logger = get_logger(__name__)

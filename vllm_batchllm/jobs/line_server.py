@@ -7,7 +7,8 @@ import asyncio
 import enum
 from typing import Protocol
 
-from vllm_batchllm.jobs.line import Answer, JobLine
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.jobs.answer import Answer
 
 
 class EngineGoneError(RuntimeError):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.input.request import BadLineError
+from vllm_batchllm.input.line import LineDefaults, parse_line
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.scan import Input, file_fingerprint
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.figures import engine_figures
-from vllm_batchllm.jobs.line import Answer, LineDefaults, parse_line
 from vllm_batchllm.jobs.line_server import EngineGoneError
-from vllm_batchllm.jobs.scan import Input, file_fingerprint
 from vllm_batchllm.replicas.host import Outbox, WorkerState
 from vllm_batchllm.replicas.replica import Capacity, Given
 

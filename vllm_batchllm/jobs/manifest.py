@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs.files import read_json, write_json
-from vllm_batchllm.jobs.scan import Input
+from vllm_batchllm.files import read_json, write_json
+from vllm_batchllm.input.scan import Input
 from vllm_batchllm.messages import clip
 
 _FORMAT = 1

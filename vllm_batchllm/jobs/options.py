@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 from vllm_batchllm.config import BatchLLMConfig
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.line import LineDefaults
+from vllm_batchllm.input.source import Columns
 from vllm_batchllm.jobs.identity import identity_of, without
-from vllm_batchllm.jobs.line import LineDefaults
 from vllm_batchllm.jobs.paths import JobPaths, job_paths
 from vllm_batchllm.jobs.runner import RunLimits
 from vllm_batchllm.jobs.session import SessionSettings
-from vllm_batchllm.jobs.source import Columns
 from vllm_batchllm.replicas.start import ReplicaOptions, check_number
 
 _USAGE = "vllm-batchllm run INPUT OUTPUT --model MODEL [options]"

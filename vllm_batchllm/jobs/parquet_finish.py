@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs.parquet_source import BATCH_ROWS, needed, open_parquet, reading
+from vllm_batchllm.input.parquet_source import BATCH_ROWS, needed, open_parquet, reading
 from vllm_batchllm.messages import clip
 
 _ANSWER_COLUMNS = {

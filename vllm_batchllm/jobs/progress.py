@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vllm_batchllm.jobs.files import write_json
+from vllm_batchllm.files import write_json
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.log import get_logger
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vllm_batchllm.input.request import BadLineError
+from vllm_batchllm.input.line import JobLine
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.input.scan import Input, LineReader
+from vllm_batchllm.input.text_plan import Followers
+from vllm_batchllm.jobs.answer import Answer, encode_answer, encode_bad_line
 from vllm_batchllm.jobs.feed import Read
-from vllm_batchllm.jobs.line import Answer, JobLine, encode_answer, encode_bad_line
-from vllm_batchllm.jobs.scan import Input, LineReader
-from vllm_batchllm.jobs.text_plan import Followers
 from vllm_batchllm.jobs.writer import Record
 
 INVALID_LINE = "invalid_line"

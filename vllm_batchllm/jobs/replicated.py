@@ -7,14 +7,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_batchllm.input.request import BadLineError
-from vllm_batchllm.jobs.line import Answer
-from vllm_batchllm.jobs.line_costs import costs_of, work_of
+from vllm_batchllm.input.record import BadLineError
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.line_server import Ending
 from vllm_batchllm.jobs.line_worker import LineAt, LineItself
 from vllm_batchllm.jobs.runner import KILLED, EngineKeepsDyingError, RunLimits
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.log import get_logger
+from vllm_batchllm.plan.line_costs import costs_of, work_of
 from vllm_batchllm.replicas.assignment import Assignment
 from vllm_batchllm.replicas.cut import Costs, Floats
 from vllm_batchllm.replicas.driver import Driver

@@ -14,8 +14,8 @@ from contextlib import (
 from dataclasses import dataclass
 from typing import Protocol
 
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.feed import Window
-from vllm_batchllm.jobs.line import Answer
 from vllm_batchllm.jobs.line_server import Ending, LineServer
 from vllm_batchllm.jobs.session import JobSession
 from vllm_batchllm.log import get_logger

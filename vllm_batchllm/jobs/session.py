@@ -14,17 +14,18 @@ from typing import Self
 
 import numpy as np
 
+from vllm_batchllm.input.line import NO_DEFAULTS, LineDefaults
+from vllm_batchllm.input.scan import MAX_LINE_BYTES, Input, LineReader, scan
+from vllm_batchllm.input.text_plan import Followers, TextPlan, make_plan, repeated_ids
+from vllm_batchllm.jobs.answer import Answer
 from vllm_batchllm.jobs.books import Books, JobCounts
 from vllm_batchllm.jobs.entries import Entries
 from vllm_batchllm.jobs.feed import Flow, Window
 from vllm_batchllm.jobs.feeding import Feeding
 from vllm_batchllm.jobs.journal import Journal
-from vllm_batchllm.jobs.line import NO_DEFAULTS, Answer, LineDefaults
 from vllm_batchllm.jobs.line_server import Ending, LineServer
 from vllm_batchllm.jobs.manifest import check_manifest
 from vllm_batchllm.jobs.records import Records
-from vllm_batchllm.jobs.scan import MAX_LINE_BYTES, Input, LineReader, scan
-from vllm_batchllm.jobs.text_plan import Followers, TextPlan, make_plan, repeated_ids
 from vllm_batchllm.jobs.writer import JournalWriter
 from vllm_batchllm.prefix.prefix_order import Ints
 

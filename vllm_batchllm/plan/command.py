@@ -8,40 +8,41 @@ model), 130 interrupted.
 from __future__ import annotations
 
 import sys
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from tqdm import tqdm
 
-from vllm_batchllm.input.reader import BadLine, read_requests
-from vllm_batchllm.input.request import PlanRequest
-from vllm_batchllm.input.tokenize import TokenizeResult, tokenize_requests
-from vllm_batchllm.input.tokenizer import (
-    TokenizerError,
-    check_folder,
-    decode_leniently,
-    load_tokenizer,
-)
-from vllm_batchllm.plan.analysis import Plan, make_plan
+from vllm_batchllm.errors import UsageError
+from vllm_batchllm.input.plain_file import plain_file, shown_name
+from vllm_batchllm.input.reader import BadLine
+from vllm_batchllm.input.source import Columns
+from vllm_batchllm.input.tokenizer import TokenizerError, check_folder
+from vllm_batchllm.plan.analysis import Plan
+from vllm_batchllm.plan.kv_size import cache_of
+from vllm_batchllm.plan.load import EXACT_LINES, Wanted, plan_of_file
 from vllm_batchllm.plan.render import plot_plan, print_plan
-from vllm_batchllm.shared_options import BLOCK_SIZE, AsJson, Plot
+from vllm_batchllm.plan.split import check_split, write_split
+from vllm_batchllm.shared_options import (
+    BLOCK_SIZE,
+    AsJson,
+    MessagesColumn,
+    OutputTokens,
+    Plot,
+    PromptColumn,
+)
 
 RUNTIME_ERROR = 1
 BAD_INPUT = 2
 _NUM_BAD_LINES_SHOWN = 20
 
 FileArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
-        help="JSONL file: plain prompts, chats, or OpenAI batch lines.",
-        exists=True,
-        dir_okay=False,
-        readable=True,
+        help="Plain prompts, chats, token ids, or OpenAI batch lines: .jsonl, .gz, .zst, .parquet; - reads standard input."
     ),
 ]
 ModelOption = Annotated[
@@ -56,6 +57,22 @@ KvTokensOption = Annotated[
 ]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Go on without bad lines.")]
 TopOption = Annotated[int, typer.Option(min=0, help="How many groups to list.")]
+ExactOption = Annotated[
+    bool,
+    typer.Option("--exact", help=f"Tokenise files of more than {EXACT_LINES:,} lines, too."),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="Device that says how large the KV cache is; with --model-shape."),
+]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(help="Model on the device: a known name, or a folder with config.json."),
+]
+SplitOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Also cut the file where least is shared, into N.")
+]
+OutDirOption = Annotated[Path | None, typer.Option(help="Folder for the parts of --split.")]
 LevelsOption = Annotated[bool, typer.Option("--levels", help="List groups inside groups.")]
 
 
@@ -65,43 +82,46 @@ def plan(
     block_size: Annotated[int, typer.Option(help=BLOCK_SIZE, min=1)] = 16,
     kv_blocks: KvBlocksOption = None,
     kv_tokens: KvTokensOption = None,
+    device: DeviceOption = None,
+    model_shape: ShapeOption = None,
+    output_tokens: OutputTokens = None,
+    exact: ExactOption = False,
     skip_bad: SkipBadOption = False,
     as_json: AsJson = False,
     plot: Plot = None,
     top: TopOption = 10,
     levels: LevelsOption = False,
+    split: SplitOption = None,
+    out_dir: OutDirOption = None,
+    prompt_column: PromptColumn = None,
+    messages_column: MessagesColumn = None,
 ) -> None:
     """Tell what sharing prefixes can save on FILE before anything is run."""
-    num_kv_blocks = _num_kv_blocks(block_size, kv_blocks, kv_tokens)
     _check_plot(plot)
     _check_model(model)
-    requests, bad_lines = _read(file, skip_bad)
-    tokenizer = _tokenizer(model)
-    result = _tokenize(requests, tokenizer)
-    bad_lines = sorted(bad_lines + result.bad_lines, key=lambda bad_line: bad_line.line)
-    _report_bad_lines(file, bad_lines, skip_bad)
-    if not result.requests:
-        _fail(f"{file} holds no usable request: no prompt of it can be tokenised", BAD_INPUT)
-    made = make_plan(
-        result.requests,
-        block_size,
-        num_kv_blocks=num_kv_blocks,
-        top=top,
-        levels=levels,
-        num_left_out=len(bad_lines),
-        decode=partial(decode_leniently, tokenizer),
-    )
+    name = shown_name(file)
+    try:
+        cache = cache_of(
+            block_size,
+            kv_blocks=kv_blocks,
+            kv_tokens=kv_tokens,
+            device=device,
+            model_shape=model_shape,
+            output_tokens=output_tokens,
+        )
+        wanted = Wanted(model, block_size, top, levels, exact, cache)
+        check_split(file, split, out_dir)
+        with plain_file(file, Columns(prompt_column, messages_column)) as path:
+            report = partial(_report_bad_lines, name, skip_bad=skip_bad)
+            made = plan_of_file(path, name, wanted, report)
+            told = write_split(path, file, split, out_dir)
+    except UsageError as error:
+        _fail(str(error), BAD_INPUT)
+    except OSError as error:
+        _fail(f"{name} cannot be read: {error.strerror or error}", RUNTIME_ERROR)
     _output(made, as_json, plot)
-
-
-def _num_kv_blocks(block_size: int, kv_blocks: int | None, kv_tokens: int | None) -> int | None:
-    if kv_tokens is None:
-        return kv_blocks
-    if kv_blocks is not None:
-        _fail("--kv-blocks and --kv-tokens say the same; give only one of them", BAD_INPUT)
-    if kv_tokens < block_size:
-        _fail(f"--kv-tokens {kv_tokens} is less than one block of {block_size} tokens", BAD_INPUT)
-    return kv_tokens // block_size
+    if told:
+        _tell(told)
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -116,21 +136,6 @@ def _check_plot(plot: Path | None) -> None:
         _fail(f"--plot {plot} is a folder; name a file", BAD_INPUT)
 
 
-def _read(file: Path, skip_bad: bool) -> tuple[list[PlanRequest], list[BadLine]]:
-    try:
-        result = read_requests(file)
-    except OSError as error:
-        _fail(f"{file} cannot be read: {error.strerror or error}", RUNTIME_ERROR)
-    except (EOFError, zlib.error) as error:
-        _fail(f"{file} cannot be read: damaged gzip: {error}", RUNTIME_ERROR)
-    if not result.requests or not skip_bad:
-        _report_bad_lines(file, result.bad_lines, skip_bad)
-    if not result.requests:
-        found = "none is good" if result.bad_lines else "the file is empty"
-        _fail(f"{file} holds no requests: {found}; expected one JSON object a line", BAD_INPUT)
-    return result.requests, result.bad_lines
-
-
 def _check_model(model: str) -> None:
     try:
         check_folder(model)
@@ -138,28 +143,7 @@ def _check_model(model: str) -> None:
         _fail(str(error), BAD_INPUT)
 
 
-def _tokenizer(model: str) -> Any:
-    try:
-        return load_tokenizer(model)
-    except TokenizerError as error:
-        _fail(str(error), BAD_INPUT)
-
-
-def _tokenize(requests: Sequence[PlanRequest], tokenizer: Any) -> TokenizeResult:
-    with tqdm(
-        total=len(requests),
-        desc="tokenising",
-        unit=" requests",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        try:
-            return tokenize_requests(requests, tokenizer, bar.update)
-        except TokenizerError as error:
-            _fail(str(error), BAD_INPUT)
-
-
-def _report_bad_lines(file: Path, bad_lines: Sequence[BadLine], skip_bad: bool) -> None:
+def _report_bad_lines(file: str, bad_lines: Sequence[BadLine], *, skip_bad: bool) -> None:
     """Print the first bad lines with their reasons; leave unless they are to be skipped."""
     if not bad_lines:
         return

@@ -42,13 +42,17 @@ def _figures(plan: Plan) -> Table:
         table.add_row("bad lines left out", f"{plan.num_left_out:,}", "", style="yellow")
     table.add_row("exact duplicates", f"{plan.num_duplicates:,}", "")
     table.add_row("groups that share a prefix", f"{plan.num_groups:,}", "")
-    table.add_row("prompt tokens", f"{plan.prompt_tokens:,}", "")
+    sampled = f"estimated: {plan.num_sampled:,} requests were tokenised (--exact: all)"
+    note = sampled if plan.is_estimate else ""
+    table.add_row("prompt tokens", f"{plan.prompt_tokens:,}", note)
     if plan.max_output_tokens:
         table.add_row("output tokens at most", f"{plan.max_output_tokens:,}", "where lines say so")
+    about = "about " if plan.is_estimate else ""
+    error = "" if plan.ratio_error is None else f" ± {plan.ratio_error:.1%}"
     table.add_row(
         "possible saving",
-        f"{plan.optimal_saved_ratio:.1%}",
-        f"{plan.optimal_saved_tokens:,} tokens at block size {plan.block_size:,}",
+        f"{plan.optimal_saved_ratio:.1%}{error}",
+        f"{about}{plan.optimal_saved_tokens:,} tokens at block size {plan.block_size:,}",
         style="green",
     )
     if plan.num_unread:
@@ -59,6 +63,8 @@ def _figures(plan: Plan) -> Table:
             style="yellow",
         )
     _add_first_come(table, plan)
+    if plan.verdict is not None:
+        table.add_row("verdict", "", plan.verdict_reason, style="bold")
     return table
 
 
@@ -66,7 +72,9 @@ def _add_first_come(table: Table, plan: Plan) -> None:
     name = "first come, first served"
     first_come = plan.first_come
     if first_come is None:
-        table.add_row(name, "–", "not simulated; give --kv-blocks or --kv-tokens", style="dim")
+        table.add_row(
+            name, "–", "not simulated; give --kv-blocks or --kv-tokens, or --device", style="dim"
+        )
         return
     cache = f"{first_come.num_kv_blocks:,} KV blocks"
     table.add_row(
@@ -122,7 +130,7 @@ def plot_plan(plan: Plan, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     savings, groups = figure.subplots(1, 2, width_ratios=(1, 2.2))
     _plot_savings(savings, plan)
-    _plot_groups(groups, plan.groups[:num_rows])
+    _plot_groups(groups, plan, plan.groups[:num_rows])
     with warnings.catch_warnings():
         # The default font lacks the characters of many scripts; it draws boxes for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -145,12 +153,12 @@ def _plot_savings(axes: Any, plan: Plan) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plot_groups(axes: Any, groups: Sequence[Group]) -> None:
+def _plot_groups(axes: Any, plan: Plan, groups: Sequence[Group]) -> None:
     axes.set_title("groups worth most", size=10)
     axes.spines[["top", "right"]].set_visible(False)
     if not groups:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "nothing is shared", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, no_groups_text(plan), ha="center", transform=axes.transAxes)
         return
     rows = range(len(groups))
     saved = [group.saved_tokens for group in groups]
@@ -164,6 +172,13 @@ def _plot_groups(axes: Any, groups: Sequence[Group]) -> None:
     axes.margins(x=0.15)
     axes.set_xlabel("prompt tokens saved (labels: requests × shared prefix tokens)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def no_groups_text(plan: Plan) -> str:
+    """What a picture says where no group is listed."""
+    if not plan.num_groups:
+        return "nothing is shared"
+    return f"{plan.num_groups:,} groups, none of them listed (--top)"
 
 
 def _shortened(text: str, width: int = 36) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_batchllm.errors import EXIT_INTERRUPTED, UsageError
+from vllm_batchllm.input.source import Columns
 from vllm_batchllm.input.trace import TRACE_BLOCK_SIZE
 from vllm_batchllm.measure.command_line import parse_options, quieten, tell_page
 from vllm_batchllm.measure.progress import Progress
@@ -28,8 +29,10 @@ from vllm_batchllm.shared_options import (
     KvBlocks,
     MaxNumBatchedTokens,
     MaxNumSeqs,
+    MessagesColumn,
     NumRequests,
     OutputTokens,
+    PromptColumn,
     ReportFolder,
     Seed,
 )
@@ -81,6 +84,8 @@ def simulate(
         int, typer.Option(help="Prompt tokens for each id of a trace (Qwen's: 16).", min=1)
     ] = TRACE_BLOCK_SIZE,
     output_tokens: OutputTokens = None,
+    prompt_column: PromptColumn = None,
+    messages_column: MessagesColumn = None,
     kv_blocks: KvBlocks = None,
     block_size: BlockSize = None,
     max_num_seqs: MaxNumSeqs = None,
@@ -115,7 +120,10 @@ def simulate(
         default = DEFAULT_ARMS if traffic is None else ONLINE_ARMS
         arms = [find_arm(name, options) for name in dict.fromkeys(policy or default)]
         pools = _pools(replicas, placement, slowest_speed)
-        inputs = InputOptions(scale, num_requests, seed, tokenizer, output_tokens, trace_block_size)
+        columns = Columns(prompt_column, messages_column)
+        inputs = InputOptions(
+            scale, num_requests, seed, tokenizer, output_tokens, trace_block_size, columns
+        )
         engine = SetupOptions(
             device=device,
             model=model,

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Protocol, Self
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.simulate.devices import Device
+from vllm_batchllm.hardware.devices import Device
+from vllm_batchllm.hardware.models import ModelShape
 from vllm_batchllm.simulate.graphs import Graphs, Mode
-from vllm_batchllm.simulate.models import ModelShape
 from vllm_batchllm.simulate.shared_kv import KVReading, SharedWork, launches_s, read_as_tokens
 from vllm_batchllm.simulate.step_costs import StepCosts
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_batchllm.simulate.devices import Device
+from vllm_batchllm.hardware.devices import Device
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
+from vllm_batchllm.hardware.devices import CPU, DEVICES
+from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.simulate.arms import arm_names
 from vllm_batchllm.simulate.arrivals import KINDS
-from vllm_batchllm.simulate.devices import CPU, DEVICES
-from vllm_batchllm.simulate.models import MODELS
 from vllm_batchllm.simulate.placement import OURS_PLACED, PLACEMENTS
 from vllm_batchllm.workloads.catalog import workload_names
 
-SOURCES = f"Workloads ({', '.join(workload_names())}), batch files (.jsonl) or traces."
+SOURCES = f"Workloads ({', '.join(workload_names())}), files (.jsonl, .gz, .zst, .parquet, - for standard input) or traces."
 DEVICES_HELP = f"One of {', '.join(DEVICES)}, {CPU} (this machine, calibrated)."
 MODELS_HELP = f"One of {', '.join(MODELS)}, or a folder with a config.json."
 ARMS_HELP = f"Policies to compare, several times: {', '.join(arm_names())}."

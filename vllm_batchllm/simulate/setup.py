@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vllm_batchllm.errors import UsageError
+from vllm_batchllm.hardware.devices import CPU, find_device
+from vllm_batchllm.hardware.memory import num_kv_blocks
+from vllm_batchllm.hardware.models import find_model
 from vllm_batchllm.plugin import engine_sizes
 from vllm_batchllm.simulate.calibration import Calibration
 from vllm_batchllm.simulate.cost_model import (
@@ -16,10 +19,7 @@ from vllm_batchllm.simulate.cost_model import (
     Measured,
     Roofline,
 )
-from vllm_batchllm.simulate.devices import CPU, find_device
 from vllm_batchllm.simulate.graphs import Graphs, capture_sizes
-from vllm_batchllm.simulate.memory import num_kv_blocks
-from vllm_batchllm.simulate.models import find_model
 from vllm_batchllm.simulate.shared_kv import KVReading
 from vllm_batchllm.simulate.sizes import ArmSizes, EngineSizes
 from vllm_batchllm.workloads.batch import Batch, kv_blocks_for

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vllm_batchllm.attention.grouping import GroupingRule, IntArray, shared_intervals
-from vllm_batchllm.simulate.models import ModelShape
+from vllm_batchllm.hardware.models import ModelShape
 
 if TYPE_CHECKING:
     from vllm_batchllm.simulate.cost_model import StepWork

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -18,6 +20,7 @@ from vllm_batchllm.simulate.online_show import (
 )
 from vllm_batchllm.simulate.run import SimulatedRun
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
+from vllm_batchllm.workloads.sources import SAMPLE
 
 HEADER = (
     "arm",
@@ -151,6 +154,12 @@ def engine_of(result: Simulation) -> str:
     return f"{num} replicas of {one}" + ("" if slow == 1 else f", the first at a speed of {slow:g}")
 
 
+def sample_clause(workload: Mapping[str, Any]) -> str:
+    """On a line of its own which part of a file was taken, if it was not all."""
+    description = str(workload["description"])
+    return f"\n{description}" if description.startswith(SAMPLE) else ""
+
+
 def table(report: SimulationReport, result: Simulation) -> Table:
     """A table for the terminal."""
     workload, engine = result.workload, result.engine
@@ -159,7 +168,7 @@ def table(report: SimulationReport, result: Simulation) -> Table:
         padding=0,
         title=f"{workload['name']}: {workload['num_requests']:,} requests, "
         f"{workload['prompt_tokens']:,} prompt and {workload['output_tokens']:,} output tokens"
-        f"{arrivals_clause(result)}",
+        f"{arrivals_clause(result)}{sample_clause(workload)}",
         caption=f"{engine_of(result)}, "
         f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens{tuned_as(result)}{best_cut(result)}"
         f"{units_clause(result)}",

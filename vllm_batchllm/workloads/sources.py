@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.input.reader import read_requests
+from vllm_batchllm.input.plain_file import NO_COLUMNS, plain_file, shown_name
+from vllm_batchllm.input.reader import BadLine, read_requests
 from vllm_batchllm.input.request import PlanRequest
+from vllm_batchllm.input.source import STANDARD_INPUT, Columns
+from vllm_batchllm.input.text_table import read_at, text_table
 from vllm_batchllm.input.tokenize import TokenizedRequest, tokenize_requests
 from vllm_batchllm.input.tokenizer import TokenizerError, load_tokenizer
 from vllm_batchllm.input.trace import (
@@ -29,8 +29,11 @@ from vllm_batchllm.input.trace import (
 )
 from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.catalog import make_workload, resolve_name
+from vllm_batchllm.workloads.sample import sample_of_table
 
-FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".gz")
+SAMPLE = "sample"
+"""With which the description of a part of a file begins."""
+FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".zstd", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class InputOptions:
     """How a batch is drawn or read.
 
     scale: divides all lengths (not those of batch files). num_requests: of a workload, or at most
-    so many of a file; None for its own number. tokenizer: for batch files with text, named by `tokenizer_option`.
+    so many of a file (the first of a trace, whole prefix groups of a batch file, drawn by `seed`); None for its own
+    number. columns: of a Parquet file. tokenizer: for batch files with text, named by `tokenizer_option`.
     output_tokens: of each request of a batch file, up to its own limit, which is what the engine
     knows; None takes the limit as the length. trace_block_size: prompt tokens for each id of a trace.
     """
@@ -49,20 +53,21 @@ class InputOptions:
     tokenizer: str | None = None
     output_tokens: int | None = None
     trace_block_size: int = TRACE_BLOCK_SIZE
+    columns: Columns = NO_COLUMNS
     tokenizer_option: str = "--tokenizer"
 
 
 def is_file(source: str) -> bool:
-    """Whether `source` is an existing file or named like one, and no workload."""
+    """Whether `source` is standard input, an existing file or named like one, and no workload."""
     # os.path, not Path: that raises for names which no file can have.
-    return os.path.isfile(source) or source.endswith(FILE_SUFFIXES)
+    return source == STANDARD_INPUT or os.path.isfile(source) or source.endswith(FILE_SUFFIXES)
 
 
 def check_source(source: str) -> None:
     """Raise UsageError for a workload that is unknown or a file that is not there, before anything is read."""
     if not is_file(source):
         resolve_name(source)
-    elif not os.path.exists(source):
+    elif source != STANDARD_INPUT and not os.path.exists(source):
         raise UsageError(f"{source} cannot be read: No such file or directory")
 
 
@@ -75,7 +80,6 @@ def load_batch(source: str, options: InputOptions) -> Batch:
     """
     if not (math.isfinite(options.scale) and options.scale > 0):
         raise UsageError(f"scale must be a number above 0, not {options.scale:g}")
-    path = Path(source)
     if not is_file(source):
         resolve_name(source)
         return make_workload(
@@ -85,19 +89,19 @@ def load_batch(source: str, options: InputOptions) -> Batch:
             seed=options.seed,
             vocab_size=2**17,
         )
-    try:
-        is_trace = _is_trace(path)
-        return _trace(path, options) if is_trace else _batch_file(path, options)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (EOFError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: damaged gzip: {error}") from None
+    name = shown_name(source)
+    with plain_file(source, options.columns) as path:
+        try:
+            return (
+                _trace(path, name, options) if _is_trace(path) else _batch_file(path, name, options)
+            )
+        except OSError as error:
+            raise UsageError(f"{source} cannot be read: {error.strerror or error}") from None
 
 
 def _is_trace(path: Path) -> bool:
     """Whether the first line that is not blank has the `hash_ids` of a trace."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as stream:
+    with path.open("rb") as stream:
         first = next((line for line in stream if line.strip()), b"")
     try:
         record = json.loads(first)
@@ -106,7 +110,7 @@ def _is_trace(path: Path) -> bool:
     return isinstance(record, dict) and "hash_ids" in record
 
 
-def _trace(path: Path, options: InputOptions) -> Batch:
+def _trace(path: Path, name: str, options: InputOptions) -> Batch:
     trace_size = options.trace_block_size
     block_size = round(trace_size / options.scale)
     if not 1 <= block_size <= trace_size:
@@ -115,14 +119,14 @@ def _trace(path: Path, options: InputOptions) -> Batch:
             f"trace's {trace_size}; give 1 to {trace_size}"
         )
     try:
-        requests = _renumbered(read_trace(path, options.num_requests, trace_size))
+        requests = _renumbered(read_trace(path, options.num_requests, trace_size, name))
     except TraceError as error:
         raise UsageError(str(error)) from None
     if not requests:
-        raise UsageError(f"{path} holds no requests")
+        raise UsageError(f"{name} holds no requests")
     return _checked(
         Batch(
-            name=path.name,
+            name=Path(name).name,
             prompts=[prompt_of(request, block_size, trace_size) for request in requests],
             output_lens=[output_of(request, block_size, trace_size) for request in requests],
             scale=trace_size / block_size,
@@ -144,49 +148,70 @@ def _renumbered(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
     ]
 
 
-def _batch_file(path: Path, options: InputOptions) -> Batch:
-    result = read_requests(path)
-    if result.bad_lines:
-        raise UsageError(f"{path}, {result.bad_lines[0]}")
-    tokenized = _tokenized(path, result.requests[: options.num_requests], options)
+def _batch_file(path: Path, name: str, options: InputOptions) -> Batch:
+    requests, told = _requests(path, name, options)
+    tokenized = _tokenized(name, requests, options)
     if not tokenized:
-        raise UsageError(f"{path} holds no requests")
-    limits = [_limit(path, place, item, options) for place, item in enumerate(tokenized)]
+        raise UsageError(f"{name} holds no requests")
+    limits = [_limit(name, place, item, options) for place, item in enumerate(tokenized)]
     wanted = options.output_tokens
     lengths = limits if wanted is None else [min(limit, wanted) for limit in limits]
     return _checked(
         Batch(
-            name=path.name,
+            name=Path(name).name,
             prompts=_apart(tokenized),
             output_lens=lengths,
             lengths_known=lengths == limits,
-            description="batch file",
+            description=told,
         )
     )
 
 
+def _requests(path: Path, name: str, options: InputOptions) -> tuple[Sequence[PlanRequest], str]:
+    """Those that are taken, and what they are, in words."""
+    wanted = options.num_requests
+    if wanted is None:
+        result = read_requests(path)
+        _check_lines(name, result.bad_lines)
+        return result.requests, "batch file"
+    table = text_table(path)
+    _check_lines(name, table.bad_lines)
+    chosen = sample_of_table(table, wanted, options.seed)
+    told = "batch file"
+    if len(chosen) < len(table):
+        told = (
+            f"{SAMPLE} of whole prefix groups: {len(chosen):,} of {len(table):,} requests "
+            f"({len(chosen) / len(table):.1%}) of a batch file, seed {options.seed}"
+        )
+    return read_at(table, chosen), told
+
+
+def _check_lines(name: str, bad_lines: Sequence[BadLine]) -> None:
+    if bad_lines:
+        raise UsageError(f"{name}, {bad_lines[0]}")
+
+
 def _tokenized(
-    path: Path, requests: Sequence[PlanRequest], options: InputOptions
+    name: str, requests: Sequence[PlanRequest], options: InputOptions
 ) -> list[TokenizedRequest]:
     has_text = any(not hasattr(request.content, "typecode") for request in requests)
     if has_text and options.tokenizer is None:
         raise UsageError(
-            f"{path} has prompts of text; name the model with {options.tokenizer_option}"
+            f"{name} has prompts of text; name the model with {options.tokenizer_option}"
         )
     try:
         tokenizer = load_tokenizer(options.tokenizer) if has_text and options.tokenizer else None
         result = tokenize_requests(requests, tokenizer)
     except TokenizerError as error:
         raise UsageError(str(error)) from None
-    if result.bad_lines:
-        raise UsageError(f"{path}, {result.bad_lines[0]}")
+    _check_lines(name, result.bad_lines)
     return result.requests
 
 
-def _limit(path: Path, place: int, item: TokenizedRequest, options: InputOptions) -> int:
+def _limit(name: str, place: int, item: TokenizedRequest, options: InputOptions) -> int:
     limit = item.max_tokens or options.output_tokens
     if limit is None:
-        raise UsageError(f"{path}: request {place + 1} states no max_tokens; give --output-tokens")
+        raise UsageError(f"{name}: request {place + 1} states no max_tokens; give --output-tokens")
     return limit
 
 

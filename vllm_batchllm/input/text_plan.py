@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vllm_batchllm.jobs.prompt_text import END_OF_HASH
-from vllm_batchllm.jobs.scan import Digests, Input
+from vllm_batchllm.input.prompt_text import END_OF_HASH
+from vllm_batchllm.input.scan import Digests, Input
 from vllm_batchllm.prefix.prefix_order import Ints, prefix_order, shared_depths
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs.failpoints import hit
+from vllm_batchllm.failpoints import hit
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_batchllm.jobs.line_costs import BYTES_PER_TOKEN, costs_of
-from vllm_batchllm.jobs.scan import Input
-from vllm_batchllm.jobs.source import ZSTD_SUFFIXES
-from vllm_batchllm.jobs.text_plan import make_plan, new_bytes_of
+from vllm_batchllm.input.scan import Input
+from vllm_batchllm.input.source import ZSTD_SUFFIXES
+from vllm_batchllm.input.text_plan import make_plan, new_bytes_of
+from vllm_batchllm.plan.line_costs import BYTES_PER_TOKEN, costs_of
 from vllm_batchllm.prefix.prefix_order import Ints
 from vllm_batchllm.replicas.cut import Costs, cheapest_cuts, parts_work
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.simulate.devices import GIB, Device
-from vllm_batchllm.simulate.models import ModelShape
+from vllm_batchllm.hardware.devices import GIB, Device
+from vllm_batchllm.hardware.models import ModelShape
 
 RUNTIME_BYTES = 1.5 * GIB
 """Context, collectives and captured graphs of one process."""

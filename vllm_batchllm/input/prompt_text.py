@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 from pydantic_core import to_json
 
-from vllm_batchllm.jobs.line import CHAT, COMPLETIONS, JobLine
+from vllm_batchllm.input.line import CHAT, COMPLETIONS, JobLine
 
 FINE_BYTES, FINE_UNTIL = 64, 1024
 COARSE_BYTES, COARSE_UNTIL = 256, 64 * 1024
@@ -43,8 +43,13 @@ def chained_hashes(line: JobLine) -> tuple[array[int], int]:
     The first is of all that keeps requests from sharing blocks whatever their text: endpoint, model or adapter, salt, tools.
     """
     text = _text(line.body)
+    return hash_text(text, _before(line))[0], len(text)
+
+
+def hash_text(text: bytes, before: bytes) -> tuple[array[int], int]:
+    """Chained hashes of a text, the first of what comes `before` it; and one of all of it."""
     intdigest = xxhash.xxh3_64_intdigest
-    chain = intdigest(_before(line))
+    chain = intdigest(before)
     hashes = array("Q", (chain,))
     start = 0
     for end in _ALL_ENDS:
@@ -53,7 +58,7 @@ def chained_hashes(line: JobLine) -> tuple[array[int], int]:
         chain = intdigest(text[start:end], chain)
         hashes.append(chain)
         start = end
-    return hashes, len(text)
+    return hashes, intdigest(text[start:], chain)
 
 
 def body_digest(line: JobLine) -> bytes:
@@ -80,11 +85,16 @@ def _before(line: JobLine) -> bytes:
 def _text(body: dict[str, Any]) -> bytes:
     messages = body.get("messages")
     if isinstance(messages, list):
-        return b"".join(map(_message, messages))
+        return messages_text(messages)
     for name in _PROMPTS:
         if body.get(name) is not None:
             return _plain(body[name])
     return b""
+
+
+def messages_text(messages: list[Any]) -> bytes:
+    """Roles and contents of a chat, one behind the other."""
+    return b"".join(map(_message, messages))
 
 
 def _message(message: Any) -> bytes:

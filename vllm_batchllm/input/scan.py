@@ -6,25 +6,19 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.input.request import BadLineError
-from vllm_batchllm.jobs.line import (
-    BYTE_ORDER_MARK,
-    NO_DEFAULTS,
-    JobLine,
-    LineDefaults,
-    parse_line,
-)
-from vllm_batchllm.jobs.prompt_text import body_digest, chained_hashes
+from vllm_batchllm.input.line import NO_DEFAULTS, JobLine, LineDefaults, parse_line
+from vllm_batchllm.input.prompt_text import body_digest, chained_hashes
+from vllm_batchllm.input.raw_lines import raw_lines
+from vllm_batchllm.input.record import BadLineError
 from vllm_batchllm.prefix.prefix_order import HashTable
 
 MAX_LINE_BYTES = 32 * 2**20
@@ -127,7 +121,7 @@ def scan(
     fingerprint = _new_fingerprint()
     try:
         with path.open("rb") as stream:
-            for number, offset, length, raw in _raw_lines(
+            for number, offset, length, raw in raw_lines(
                 stream, max_line_bytes, fingerprint.update
             ):
                 line = _parsed(number, raw, defaults, max_line_bytes)
@@ -164,29 +158,6 @@ def _parsed(
         return parse_line(number, raw, defaults, max_line_bytes)
     except BadLineError:
         return None
-
-
-def _raw_lines(
-    stream: BinaryIO, max_line_bytes: int, update: Callable[[bytes], None]
-) -> Iterator[tuple[int, int, int, bytes | None]]:
-    """Number, offset, length and bytes of every line that is not blank; None for the bytes of one that is too long."""
-    number = offset = 0
-    while raw := stream.readline(max_line_bytes + 1):
-        number += 1
-        update(raw)
-        start, whole = offset, len(raw) <= max_line_bytes
-        offset += len(raw)
-        while not whole and raw and not raw.endswith(b"\n"):
-            raw = stream.readline(max_line_bytes)
-            update(raw)
-            offset += len(raw)
-        if number == 1 and raw.startswith(BYTE_ORDER_MARK):
-            raw = raw[len(BYTE_ORDER_MARK) :]
-            start += len(BYTE_ORDER_MARK)
-        if not whole:
-            yield number, start, offset - start, None
-        elif raw.strip():
-            yield number, start, offset - start, raw
 
 
 class LineReader:

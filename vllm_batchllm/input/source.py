@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from vllm_batchllm.errors import UsageError
-from vllm_batchllm.jobs.files import replaced
-from vllm_batchllm.jobs.parquet_source import Columns, needed, parquet_lines
+from vllm_batchllm.files import replaced
+from vllm_batchllm.input.parquet_source import Columns, needed, parquet_lines
 from vllm_batchllm.messages import clip
 
 __all__ = ["Columns", "is_current", "open_source", "written_whole"]
