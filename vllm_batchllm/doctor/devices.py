@@ -11,7 +11,7 @@ from vllm_batchllm.measure.environment import cpu_model, memory_gib, usable_core
 from vllm_batchllm.plugin.engine_sizes import LARGE_GPU_BYTES
 
 GIB = 2**30
-NOT_MEASURED = "nothing of ours has been measured on a GPU yet: hold it against stock before you rely on a gain"
+NOT_MEASURED = "no engine of ours has been measured on a GPU yet: hold it against stock before you rely on a gain"
 
 
 def check_platform() -> Iterator[Finding]:
