@@ -25,7 +25,7 @@ FUZZ_STEPS ?= 100000
 FUZZ_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-long test-fast fuzz next test-next drift conformance lint format bench abuse soak paper paper-full clean
+.PHONY: help setup model demo test test-long test-fast fuzz next test-next drift conformance lint format dist bench abuse soak paper paper-full clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -88,6 +88,9 @@ format: setup ## let ruff format and mend what it can
 	$(RUFF) check --fix $(LINTED)
 	$(RUFF) format $(LINTED)
 
+dist: setup ## sdist and wheel into dist/, checked and tried out; nothing is uploaded
+	@$(PY) patches/make_dist.py
+
 bench: setup ## A/B of stock, sorted and batchllm (options: BENCH_ARGS="...")
 	.venv/bin/vllm-batchllm bench $(BENCH_ARGS)
 
@@ -112,5 +115,5 @@ paper-full: setup ## policies with the paper's 6,400 requests, simulated (about 
 	$(PY) benchmarks/paper/full_size.py --out $(PAPER)
 
 clean: ## remove .venv, caches and build files; models/ and results/ stay
-	rm -rf .venv .next build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .next .release build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

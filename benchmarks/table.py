@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The short A/B table of the README, from the raw results of ``vllm-batchllm bench``.
+"""The short A/B table of docs/benchmarks.md, from the raw results of ``vllm-batchllm bench``.
 
     python benchmarks/table.py benchmarks/results/cpu-2-cores/bench.json [more.json ...]
 

@@ -11,6 +11,7 @@ import typer
 from vllm_batchllm.bench.command import bench
 from vllm_batchllm.calibrate.command import calibrate
 from vllm_batchllm.compat import version as vllm_version
+from vllm_batchllm.doctor.command import doctor
 from vllm_batchllm.errors import EXIT_INTERRUPTED
 from vllm_batchllm.jobs.arrange_command import arrange
 from vllm_batchllm.jobs.command import run, status
@@ -77,6 +78,7 @@ app.command(
 app.command("status")(status)
 app.command("arrange")(interruptible(arrange, "; give the same command again"))
 app.command("release")(interruptible(release))
+app.command("doctor")(interruptible(doctor))  # says what is wrong with vLLM itself
 
 
 @app.callback(invoke_without_command=True)

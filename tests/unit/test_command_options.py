@@ -77,7 +77,7 @@ TABLE = table()
 def test_the_table_knows_the_commands() -> None:
     commands = {command for by_command in TABLE.values() for command in by_command}
     assert commands == {
-        *("plan", "bench", "simulate", "calibrate", "run", "status", "arrange", "release")
+        *("plan", "bench", "simulate", "calibrate", "run", "status", "arrange", "release", "doctor")
     }
     assert len(TABLE) > 60
 

@@ -195,7 +195,7 @@ class TestFiles:
             ("a.csv", b"id,text\n1,hello\n", "is a table of text, not JSONL"),
             ("a.png", b"\x89PNG\r\n\x1a\n", "is a picture; JSONL is read"),
             ("a.jsonl", b"PAR1....", "let its name end in .parquet"),
-            ("a.jsonl", gzip.compress(b"{}"), "let its name end in .gz"),
+            ("a.jsonl", gzip.compress(b"{}", mtime=0), "let its name end in .gz"),
             ("tokenizer.json", b'{\n  "version": "1.0",\n  "added_tokens": []\n}', "model's tokenizer"),
             ("tokenizer.json", b'{"version": "1.0", "added_tokens": []}', "model's tokenizer"),
             ("config.json", b'{\n  "architectures": []\n}', "model's configuration"),

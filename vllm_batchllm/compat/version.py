@@ -60,7 +60,7 @@ def check_vllm_version() -> None:
             "Install it with: pip install 'vllm-batchllm[cuda]' (GPU), or see README (CPU); "
             f"{SKIP_VERSION_CHECK}=1 only lets another version pass. {WITHOUT_VLLM}"
         )
-    if os.environ.get(SKIP_VERSION_CHECK) == "1" or _is_supported(installed):
+    if os.environ.get(SKIP_VERSION_CHECK) == "1" or is_supported(installed):
         return
     raise UnsupportedVLLMError(
         f"vLLM {installed} is installed. {supported}. "
@@ -69,8 +69,8 @@ def check_vllm_version() -> None:
     )
 
 
-def _is_supported(installed: str) -> bool:
-    """Development builds are not: they are named after the release before, and hold what comes."""
+def is_supported(installed: str) -> bool:
+    """Whether a version is in the supported range. Development builds are not: they are named after the release before, and hold what comes."""
     supported = SpecifierSet(f">={SUPPORTED_MIN},<{SUPPORTED_BELOW}")
     try:
         return supported.contains(Version(installed).public, prereleases=False)
