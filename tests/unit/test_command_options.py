@@ -23,6 +23,7 @@ Meaning = tuple[str, str]
 OTHERWISE = {
     ("plan", "--model"): "needed, and only for its tokenizer",
     ("plan", "--device"): "for its KV cache alone, and never the machine at hand",
+    ("doctor", "--quick"): "no measurement at all, where bench makes a short one",
     ("simulate", "--model"): "shapes by name: nothing is loaded",
     ("plan", "--kv-blocks"): "usable ones, and only for a comparison",
     ("run", "--report"): "of a job, which is no result yet",

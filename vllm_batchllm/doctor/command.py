@@ -16,21 +16,17 @@ import typer
 
 from vllm_batchllm.doctor.finding import Finding, guarded, is_well, to_json
 from vllm_batchllm.doctor.installation import check_environment, check_plugin, check_vllm
+from vllm_batchllm.shared_options import AsJson, ModelOrRandom
 
 EXIT_PROBLEM = 1
 
 
 def doctor(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model folder or name (default: a small random one, in a temporary folder)."
-        ),
-    ] = None,
+    model: ModelOrRandom = None,
     quick: Annotated[
         bool, typer.Option(help="Start no engine: leave out the short A/B against stock vLLM.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell whether the plugin works on this machine, what to expect, and how to go back."""
     found: list[Finding] = []

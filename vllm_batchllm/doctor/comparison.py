@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from vllm_batchllm.bench.engine import BATCHLLM, STOCK, EngineSpec
 from vllm_batchllm.bench.engines import Engines
-from vllm_batchllm.bench.runner import Progress, run_ab
+from vllm_batchllm.bench.pace import Progress
+from vllm_batchllm.bench.runner import run_ab
 from vllm_batchllm.bench.suite import WorkloadOptions, make_plan
 from vllm_batchllm.doctor.finding import Finding
 from vllm_batchllm.measure.metrics import ABResult
