@@ -28,6 +28,7 @@ COMMANDS = (
     "simulate/",
     "calibrate/",
     "release/",
+    "doctor/",
     "input/",
     "hardware/",
     "files.py",
