@@ -28,6 +28,7 @@ COMMANDS = (
     "simulate/",
     "calibrate/",
     "release/",
+    "doctor/",
     "input/",
     "jobs/",
     "measure/",
