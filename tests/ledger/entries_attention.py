@@ -35,6 +35,20 @@ FORWARD = (
 
 ATTENTION: tuple[VLLMSymbol, ...] = (
     VLLMSymbol(
+        "vllm.config:set_current_vllm_config",
+        why="`vllm-batchllm doctor` asks for the attention backend of a config without an engine",
+        how="called, guarded",
+        until=UNTIL_SHARED,
+        parameters=("vllm_config",),
+    ),
+    VLLMSymbol(
+        "vllm.v1.attention.selector:get_attn_backend",
+        why="`vllm-batchllm doctor` says which backend an engine would get",
+        how="called, guarded: a line less if it is gone",
+        until=UNTIL_SHARED,
+        parameters=("head_size", "dtype", "kv_cache_dtype", "use_mla"),
+    ),
+    VLLMSymbol(
         f"{FLASH}:FlashAttentionBackend",
         why="each request's own KV stays FlashAttention's",
         how="subclassed; names ours, and answers what it serves",

@@ -17,6 +17,7 @@ from vllm_batchllm.compat import version
 from vllm_batchllm.doctor import command, devices, installation
 from vllm_batchllm.doctor.comparison import findings_of
 from vllm_batchllm.doctor.finding import Finding, guarded, is_well, to_json
+from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import ABResult, OutputMatch, RunInputs, run_metrics
 from vllm_batchllm.measure.recorder import StepRecord
 from vllm_batchllm.plugin import by_environment
@@ -190,6 +191,16 @@ def test_a_check_that_breaks_says_so_and_the_others_go_on() -> None:
     ]
 
 
+def test_what_a_user_can_mend_is_told_as_it_is() -> None:
+    def refuses() -> Iterator[Finding]:
+        yield from ()
+        raise UsageError("x is not a model folder")
+
+    assert list(guarded("model", refuses, "problem")) == [
+        Finding("problem", "model", "x is not a model folder")
+    ]
+
+
 def run(*arguments: str) -> Any:
     result = CliRunner().invoke(cli.app, ["doctor", *arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
@@ -198,11 +209,23 @@ def run(*arguments: str) -> Any:
 
 def test_without_vllm_it_says_so_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None, OURS)
-    monkeypatch.setattr(command, "_examine_engine", lambda *_: pytest.fail("nothing to ask"))
+    monkeypatch.setattr(command, "_in_folder", lambda *_: pytest.fail("nothing to ask"))
     result = run()
     assert result.exit_code == 1
     assert result.stdout.startswith("problem  vLLM              is not installed")
     assert "-> pip install 'vllm" in result.stdout
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "0.32.0", OURS)
+
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command.tempfile, "TemporaryDirectory", full)
+    result = run("--quick")
+    assert result.exit_code == 1
+    assert "could not be found out: OSError: [Errno 28] No space left" in result.stdout
 
 
 def test_json_and_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,13 @@ def examine(model: str | None, quick: bool) -> Iterator[Finding]:
     yield from guarded("plugin", check_plugin)
     yield from guarded("VLLM_BATCHLLM", check_environment)
     if is_well(about_vllm):
-        with tempfile.TemporaryDirectory(prefix="vllm-batchllm-") as folder:
-            yield from _examine_engine(model, Path(folder), quick)
+        yield from guarded("engine", lambda: _in_folder(model, quick), "problem")
+
+
+def _in_folder(model: str | None, quick: bool) -> Iterator[Finding]:
+    """All that needs vLLM, and a folder for the random model."""
+    with tempfile.TemporaryDirectory(prefix="vllm-batchllm-") as folder:
+        yield from _examine_engine(model, Path(folder), quick)
 
 
 def _examine_engine(model: str | None, folder: Path, quick: bool) -> Iterator[Finding]:
@@ -56,7 +61,7 @@ def _examine_engine(model: str | None, folder: Path, quick: bool) -> Iterator[Fi
     from vllm_batchllm.doctor.model import Resolved, resolve
 
     _quieten()
-    platform = list(guarded("device", devices.check_platform, "problem"))
+    platform = list(guarded("device", devices.check_platform))
     yield from platform
     resolved: list[Resolved] = []
     yield from guarded("model", lambda: resolve(model, folder, resolved), "problem")

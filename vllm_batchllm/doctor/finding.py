@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from vllm_batchllm.errors import UsageError
+
 Level = Literal["ok", "note", "problem"]
 _MAX_REASON = 300
 _LEVEL_WIDTH, _TOPIC_WIDTH = 9, 18
@@ -38,6 +40,8 @@ def guarded(
     """
     try:
         yield from check()
+    except UsageError as error:  # it says by itself what is wrong, and the way out
+        yield Finding(failed, topic, str(error), way_out)
     except (Exception, SystemExit) as error:  # noqa: BLE001
         yield Finding(failed, topic, f"could not be found out: {reason_of(error)}", way_out)
 
