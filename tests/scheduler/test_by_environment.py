@@ -16,14 +16,13 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_batchllm.compat import version as vllm_version
 from vllm_batchllm.compat.names import BATCHLLM_SCHEDULER
-from vllm_batchllm.plugin import by_environment, registration
+from vllm_batchllm.plugin import registration
 from vllm_batchllm.scheduler.scheduler import BatchLLMScheduler
 
 
 @pytest.fixture(autouse=True)
 def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registration.register()
-    monkeypatch.setattr(by_environment, "_is_declined", False)
     monkeypatch.setenv("VLLM_BATCHLLM", "1")
     yield
 
@@ -85,6 +84,7 @@ def test_stock_by_name_wins(llama: str) -> None:
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     parser.parse_args(["--scheduler", "stock"])
     assert scheduler_of(llama) is None
+    assert os.environ["VLLM_BATCHLLM"] == "0", "processes to come are told, too"
 
 
 def test_what_ours_cannot_serve_runs_on_vllms_with_a_line(

@@ -16,17 +16,18 @@ PREFIX = "VLLM_BATCHLLM_"
 
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
-_is_declined = False
-
 
 class NotServedError(ValueError):
     """What our scheduler cannot serve, and vLLM's can."""
 
 
 def decline() -> None:
-    """The command line of this process has chosen vLLM's own scheduler by name: that wins."""
-    global _is_declined
-    _is_declined = True
+    """A command line has chosen vLLM's own scheduler by name: that wins, in the processes that it starts, too.
+
+    Where ``vllm serve`` runs several API servers, each of them makes the config anew and sees no command line.
+    """
+    if VARIABLE in os.environ:
+        os.environ[VARIABLE] = "0"
 
 
 def is_chosen() -> bool:
@@ -40,7 +41,7 @@ def is_chosen() -> bool:
         raise ValueError(
             f"{VARIABLE} = {value[:40]!r} is neither yes nor no; set it to 1 for the batchllm scheduler, or to 0"
         )
-    return value in _YES and not _is_declined
+    return value in _YES
 
 
 @contextmanager
