@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_batchllm.scheduler import giving_way
+from vllm_batchllm.scheduler import giving_way, step_sizes
 from vllm_batchllm.scheduler.scheduler import PrefixGroupMixin
 from vllm_batchllm.simulate.arms import OURS, STOCK, find_arm
 from vllm_batchllm.simulate.arrivals import burst_times_s, poisson_times_s
@@ -65,25 +65,23 @@ def test_tokens_come_within_the_target(is_async: bool) -> None:
     assert ours.metrics.output_tokens == stock.metrics.output_tokens == CHATS.output_tokens
 
 
-@contextmanager
-def warnings_of(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said of steps; commands that ran in this process may have silenced vLLM's loggers."""
     found: list[str] = []
-    logger = logging.getLogger("vllm.batchllm.step_sizes")
+    logger = logging.getLogger("step_sizes")
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    try:
-        yield found
-    finally:
-        logger.removeHandler(handler)
+    logger.handlers = [handler]
+    monkeypatch.setattr(step_sizes, "logger", logger)
+    return found
 
 
 @pytest.mark.parametrize("is_async", [ASYNC, SYNC])
 def test_a_target_that_decodes_alone_miss_is_reported_and_does_not_serve_one_at_a_time(
-    is_async: bool, caplog: pytest.LogCaptureFixture
+    is_async: bool, warnings: list[str]
 ) -> None:
-    with warnings_of(caplog) as warnings:
-        run = serve(CHATS, AT_S, {"target_tbt_ms": 1.0}, is_async)
+    run = serve(CHATS, AT_S, {"target_tbt_ms": 1.0}, is_async)
     assert run.metrics.output_tokens == CHATS.output_tokens
     assert run.counters["num_steps_beyond_target"] > 0.5 * run.metrics.steps
     assert len(warnings) == 1 and "cannot be kept" in warnings[0]
