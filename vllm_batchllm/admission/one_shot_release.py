@@ -106,9 +106,7 @@ class OneShotRelease(Generic[H]):
             return None
         if self._is_stale(rate):
             service = self.services.learnt
-            if service is None:
-                return None
-            self._table = self._solve(rate, service)
+            self._table = None if service is None else self._solve(rate, service)
             self._made_for = rate, self.num_batches
         return self._table
 
