@@ -17,8 +17,9 @@ from vllm_batchllm.admission.service_times import ServiceTime, ServiceTimes
 
 H = TypeVar("H", bound=Hashable)
 
-RENEW_EVERY = 16
-"""Batches after which the table is made anew from what was learnt since: making one takes a millisecond or a few."""
+RENEW_EVERY, RENEW_SHARE, RENEW_MOST = 16, 4, 256
+"""Batches after which the table is made anew from what was learnt since: at least the first, a quarter of all there were, at most the last.
+Making one takes milliseconds, as batches do."""
 
 EXPLORE_EVERY = 16
 """One of so many batches may be served with a quarter more still missing, so that the time of smaller ones stays known: whoever
@@ -105,9 +106,7 @@ class OneShotRelease(Generic[H]):
             return None
         if self._is_stale(rate):
             service = self.services.learnt
-            if service is None:
-                return None
-            self._table = self._solve(rate, service)
+            self._table = None if service is None else self._solve(rate, service)
             self._made_for = rate, self.num_batches
         return self._table
 
@@ -117,7 +116,8 @@ class OneShotRelease(Generic[H]):
             return True
         made_rate, num_batches = self._made_for
         has_changed = max(rate, made_rate) > RATE_CHANGED * min(rate, made_rate)
-        return has_changed or self.num_batches - num_batches >= RENEW_EVERY
+        wanted = min(max(num_batches // RENEW_SHARE, RENEW_EVERY), RENEW_MOST)
+        return has_changed or self.num_batches - num_batches >= wanted
 
     def _count(self, now_s: float) -> None:
         """A batch is released."""

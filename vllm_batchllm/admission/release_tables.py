@@ -14,6 +14,10 @@ MAX_LOAD = 0.97
 """Share of what the server can do beyond which a table is made for this share: the process would want ever more states, and
 with many waiting the table serves the fastest batches anyway."""
 
+LEAST_GAIN = 0.05
+"""Share of the cost of serving at once that a table must promise to save: of promises, noise keeps the largest, and with less than
+this a real engine was slower by its table than without (benchmarks/results/online/one_shot_engine.md)."""
+
 STATES_PER_BATCH = 2
 """States of a table for each request of the largest batch."""
 
@@ -53,6 +57,6 @@ def make_table(
         server = replace(server, arrival_rate=MAX_LOAD * server.max_rate)
     num_states = max(STATES_PER_BATCH * max_batch, 32)
     policy, at_once = solve(server, num_states), greedy(server, num_states)
-    if policy.batches == at_once.batches:
+    if policy.model_cost > (1 - LEAST_GAIN) * at_once.model_cost:
         return None
     return Table(policy, at_once.power_w - policy.power_w)
