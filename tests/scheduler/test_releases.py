@@ -257,3 +257,14 @@ def test_power_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="800 W of at most 700 W"):
         power_of(config)
     assert closed == [1, 1] and sys.modules.get("pynvml") is not nvml
+
+
+def test_a_batch_that_is_aborted_holds_nobody_up(llama: str) -> None:
+    """No output of a step comes for it; those who wait behind it are released all the same."""
+    live = Live(llama, release="one-shot", max_hold_s=100.0)
+    live.add("a")
+    live.scheduler.schedule()
+    live.add("b")
+    assert len(live.holder.held) == 1
+    live.scheduler.finish_requests(["a"], RequestStatus.FINISHED_ABORTED)
+    assert live.scheduler.schedule().num_scheduled_tokens.keys() == {"b"}

@@ -20,7 +20,6 @@ from vllm_batchllm.doctor.finding import Finding, guarded, is_well, to_json
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.measure.metrics import ABResult, OutputMatch, RunInputs, run_metrics
 from vllm_batchllm.measure.recorder import StepRecord
-from vllm_batchllm.plugin import by_environment
 
 GIB = 2**30
 OURS = metadata.EntryPoint("batchllm", installation.ENTRY_POINT, installation.GROUP)
@@ -83,7 +82,6 @@ def test_whether_vllm_finds_the_plugin(
 def test_what_the_environment_chooses(
     monkeypatch: pytest.MonkeyPatch, value: str, level: str, told: str
 ) -> None:
-    monkeypatch.setattr(by_environment, "_is_declined", False)
     monkeypatch.setenv("VLLM_BATCHLLM", value)
     (finding,) = installation.check_environment()
     assert finding.level == level and told in finding.text

@@ -83,6 +83,8 @@ class Releases:
         """A step begins: whoever is due waits from now on."""
         now_s, running = self._clock(), self._scheduler.running
         if self._one_shot is not None:
+            if self._forget_ended():  # aborted: no output of a step says so
+                self._service = None
             num_others = len(running) - sum(r.request_id in self._in_service for r in running)
             others_run = num_others > 0 or bool(self.queue.inner)
             due = self._one_shot.due(
@@ -104,15 +106,19 @@ class Releases:
 
     def updated(self) -> None:
         """The output of a step is there: who has ended is served no longer."""
-        if not self._in_service:
+        if not self._forget_ended() or self._in_service or self._one_shot is None:
             return
-        ended = [name for name, request in self._in_service.items() if request.is_finished()]
-        for name in ended:
-            del self._in_service[name]
-        if not self._in_service and self._service is not None and self._one_shot is not None:
+        if self._service is not None:
             began_s, count = self._service
             self._one_shot.services.served(count, self._clock() - began_s)
             self._service = None
+
+    def _forget_ended(self) -> bool:
+        """Whether any released one-shot request has ended since; it is served no longer."""
+        ended = [name for name, request in self._in_service.items() if request.is_finished()]
+        for name in ended:
+            del self._in_service[name]
+        return bool(ended)
 
     def next_release_s(self) -> float | None:
         """When somebody who is held has to go, if nothing else happens."""
