@@ -163,3 +163,20 @@ def test_a_book_makes_each_report_once_and_adds_them_up() -> None:
     for _ in range(3):
         unasked.finished(make)
     assert unasked.total().num_batches == 3 and unasked.last().num_batches == 1
+
+
+def test_no_batch_fails_for_the_report_of_another() -> None:
+    def broken() -> BatchReport:
+        raise TypeError("a token is no number")
+
+    book = ReportBook()
+    book.finished(broken)
+    book.begin()
+    book.finished(lambda: report_of(BUSY))
+    assert book.last().num_requests == 10
+    with pytest.raises(RuntimeError, match=r"an earlier one failed \(a token is no number\)"):
+        book.total()
+    with pytest.raises(TypeError):
+        only = ReportBook()
+        only.finished(broken)
+        only.last()

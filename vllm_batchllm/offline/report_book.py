@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -44,16 +45,22 @@ class ReportBook:
         self._last: BatchReport | None = None
         self._before: BatchReport | None = None
         """All batches but the last, together."""
+        self._failure: Exception | None = None
+        """Why the report of one of them could not be made: no batch may fail for the report of another."""
 
     def begin(self) -> None:
         """Another batch begins: what the report of the last one is made from may change."""
         if self._make is not None:
-            self.last()
+            with suppress(Exception):  # whoever asks for it is told
+                self.last()
 
     def finished(self, make: Callable[[], BatchReport]) -> None:
         """A batch has finished; ``make`` makes its report."""
-        if self._make is not None:
-            self._before = self.total()
+        if self._make is not None and self._failure is None:
+            try:
+                self._before = self.total()
+            except Exception as error:  # noqa: BLE001 - prompts of any content
+                self._failure = error
         self._make, self._last = make, None
 
     def last(self) -> BatchReport:
@@ -65,7 +72,11 @@ class ReportBook:
         return self._last
 
     def total(self) -> BatchReport:
-        """Of all finished batches. Raises RuntimeError if none has run."""
+        """Of all finished batches. Raises RuntimeError if none has run, or no report could be made of one."""
+        if self._failure is not None:
+            raise RuntimeError(
+                f"no report can be made of all batches: that of an earlier one failed ({self._failure}); ask for the last one"
+            ) from self._failure
         last = self.last()
         return last if self._before is None else together(self._before, last)
 
