@@ -68,6 +68,8 @@ class PrefixGroupMixin(Scheduler):
     for_async_mode = False
     serves_prefix_groups = True
     max_num_scheduled_tokens: int
+    online: OnlineControl | None = None
+    """What a server asks for beyond throughput; None where it asks for nothing."""
 
     def __init__(
         self,
