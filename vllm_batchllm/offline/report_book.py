@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -50,18 +49,23 @@ class ReportBook:
 
     def begin(self) -> None:
         """Another batch begins: what the report of the last one is made from may change."""
-        if self._make is not None:
-            with suppress(Exception):  # whoever asks for it is told
-                self.last()
+        self._settle()
 
     def finished(self, make: Callable[[], BatchReport]) -> None:
         """A batch has finished; ``make`` makes its report."""
-        if self._make is not None and self._failure is None:
-            try:
-                self._before = self.total()
-            except Exception as error:  # noqa: BLE001 - prompts of any content
-                self._failure = error
+        if self._settle():
+            self._before = self.total()
         self._make, self._last = make, None
+
+    def _settle(self) -> bool:
+        """Make the report of the last batch, if there is one. Whether all so far could be made."""
+        if self._make is None or self._failure is not None:
+            return False
+        try:
+            self.last()
+        except Exception as error:  # noqa: BLE001 - prompts of any content
+            self._failure = error
+        return self._failure is None
 
     def last(self) -> BatchReport:
         """Of the last finished batch. Raises RuntimeError if none has run."""

@@ -96,7 +96,8 @@ class HoldingQueue(RequestQueue):
             rest.append(request)
             if self.groups is not None:
                 self.groups.left(request)
-        self.inner.remove_requests(rest)
+        if rest:  # vLLM's goes through everybody
+            self.inner.remove_requests(rest)
 
     def _held(self) -> Iterator[Request]:
         holders = (self.one_shot, self.groups)

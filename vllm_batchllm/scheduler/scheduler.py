@@ -121,13 +121,15 @@ class PrefixGroupMixin(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """vLLM's step, with the admission told that it begins, and its outcome counted."""
         online, queue = self.online, self.prefix_queue
+        if (
+            queue is not None
+        ):  # before anybody looks at its head, and with those who pause in this step
+            queue.begin_step(self.running)
         try:
             if online is not None:
                 online.begin_step()
             if self.admission is not None:
                 self._begin_step(self.admission)
-            if queue is not None:
-                queue.begin_step(self.running)
             output = super().schedule(throttle_prefills)
         finally:
             if online is not None:

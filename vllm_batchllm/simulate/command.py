@@ -110,15 +110,11 @@ def simulate(
     quieten()
     book: Book | None = None
     try:
-        from vllm_batchllm.simulate.arms import find_arm
         from vllm_batchllm.simulate.setup import SetupOptions
 
         traffic = arrivals_of(arrivals, rate, burst_size, seed)
-        if traffic is not None:
-            _refuse_with_arrivals(replicas, report)
-        options = dict(parse_options(None, option or []))
-        default = DEFAULT_ARMS if traffic is None else ONLINE_ARMS
-        arms = [find_arm(name, options) for name in dict.fromkeys(policy or default)]
+        _refuse_with_arrivals(traffic, replicas, report)
+        arms = _arms(policy, option, DEFAULT_ARMS if traffic is None else ONLINE_ARMS)
         pools = _pools(replicas, placement, slowest_speed)
         columns = Columns(prompt_column, messages_column)
         inputs = InputOptions(
@@ -138,8 +134,7 @@ def simulate(
             prefix_caching=prefix_caching,
         )
         plans = _plans(source or ["micro-2000-200-d16"], inputs, engine)
-        if traffic is not None:
-            _check_online(plans, arms, traffic)
+        _check_online(plans, arms, traffic)
         book = _book(out, price, _page_writer(report, plans))
         _run(plans, arms, pools, traffic, shared_attention, book)
     except UsageError as error:
@@ -205,8 +200,20 @@ def _plans(
     return plans
 
 
-def _refuse_with_arrivals(replicas: int, report: Path | None) -> None:
+def _arms(
+    policy: Sequence[str] | None, option: Sequence[str] | None, default: Sequence[str]
+) -> list[Arm]:
+    """What is compared, each once. Raises UsageError."""
+    from vllm_batchllm.simulate.arms import find_arm
+
+    options = dict(parse_options(None, option or []))
+    return [find_arm(name, options) for name in dict.fromkeys(policy or default)]
+
+
+def _refuse_with_arrivals(traffic: Arrivals | None, replicas: int, report: Path | None) -> None:
     """Raise UsageError for what is not simulated, or not shown, over time."""
+    if traffic is None:
+        return
     if replicas != 1:
         raise UsageError(
             f"--arrivals is for one engine, and --replicas {replicas} shares a batch that is all there; leave one out"
@@ -218,9 +225,11 @@ def _refuse_with_arrivals(replicas: int, report: Path | None) -> None:
 
 
 def _check_online(
-    plans: Sequence[tuple[Batch, Setup]], arms: Sequence[Arm], traffic: Arrivals
+    plans: Sequence[tuple[Batch, Setup]], arms: Sequence[Arm], traffic: Arrivals | None
 ) -> None:
     """Raise UsageError before the first run for what would be refused at a later one."""
+    if traffic is None:
+        return
     from vllm_batchllm.simulate.online import check_online
     from vllm_batchllm.simulate.online_suite import arrival_times
 
