@@ -11,10 +11,12 @@ import hashlib
 from array import array
 from typing import Any
 
+import numpy as np
 import xxhash
 from pydantic_core import to_json
 
 from vllm_batchllm.input.line import CHAT, COMPLETIONS, JobLine
+from vllm_batchllm.prefix.prefix_order import HashTable, Ints, shared_depths
 
 FINE_BYTES, FINE_UNTIL = 64, 1024
 COARSE_BYTES, COARSE_UNTIL = 256, 64 * 1024
@@ -35,6 +37,14 @@ def piece_ends(num_bytes: int) -> list[int]:
 _ALL_ENDS = piece_ends(COARSE_UNTIL)
 END_OF_HASH = array("q", [0, *_ALL_ENDS])
 """Bytes of text behind which the hash at a position stands; the first hash is of what comes before the text."""
+
+
+def shared_text_bytes(table: HashTable, order: Ints) -> Ints:
+    """(len(order),): bytes of text that each request shares with the one before it in ``order``, in whole pieces; 0 for the first."""
+    depths = shared_depths(table, order)
+    ends = np.frombuffer(END_OF_HASH, np.int64)
+    shared: Ints = np.where(depths > 0, ends[np.maximum(depths - 1, 0)], 0)
+    return shared
 
 
 def chained_hashes(line: JobLine) -> tuple[array[int], int]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vllm_batchllm.input.prompt_text import END_OF_HASH
+from vllm_batchllm.input.prompt_text import shared_text_bytes
 from vllm_batchllm.input.scan import Digests, Input
-from vllm_batchllm.prefix.prefix_order import Ints, prefix_order, shared_depths
+from vllm_batchllm.prefix.prefix_order import Ints, prefix_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,7 @@ def make_plan(
 
 def new_bytes_of(source: Input, order: Ints) -> Ints:
     """(len(order),): prompt text that each line does not share with the one before it in ``order``."""
-    shared = shared_depths(source.table, order)
-    ends = np.frombuffer(END_OF_HASH, np.int64)
-    shared_bytes = np.where(shared > 0, ends[np.maximum(shared - 1, 0)], 0)
-    new_bytes: Ints = source.text_bytes[order] - shared_bytes
+    new_bytes: Ints = source.text_bytes[order] - shared_text_bytes(source.table, order)
     return new_bytes
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vllm_batchllm.input.prompt_text import END_OF_HASH
+from vllm_batchllm.input.prompt_text import shared_text_bytes
 from vllm_batchllm.input.reader import BadLine
 from vllm_batchllm.input.request import PlanRequest
 from vllm_batchllm.input.text_table import TextTable, read_at, text_of
@@ -21,7 +21,7 @@ from vllm_batchllm.plan.projection import Floats, Projection, project
 from vllm_batchllm.plan.text_groups import text_groups
 from vllm_batchllm.plan.text_lru import simulate_text_lru
 from vllm_batchllm.prefix.best_saving import TOKEN_BYTES, shared_blocks
-from vllm_batchllm.prefix.prefix_order import Ints, prefix_order, shared_depths
+from vllm_batchllm.prefix.prefix_order import Ints, prefix_order
 
 NUM_SAMPLED = 1_000
 MAX_SAMPLED_BYTES = 8 * 2**20
@@ -43,9 +43,7 @@ class TextOrder:
     def of(cls, table: TextTable) -> TextOrder:
         """O(lines * branchings * log depth)."""
         order = prefix_order(table.table, np.arange(len(table), dtype=np.int64))
-        depths = shared_depths(table.table, order)
-        ends = np.frombuffer(END_OF_HASH, np.int64)
-        shared = np.where(depths > 0, ends[np.maximum(depths - 1, 0)], 0)
+        shared = shared_text_bytes(table.table, order)
         return cls(table, order, np.where(table.is_unread[order], 0, shared))
 
 

@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from vllm_batchllm.input.prompt_text import END_OF_HASH
+from vllm_batchllm.input.prompt_text import shared_text_bytes
 from vllm_batchllm.input.text_table import TextTable
 from vllm_batchllm.prefix.best_saving import TOKEN_BYTES, pack_tokens, shared_blocks
-from vllm_batchllm.prefix.prefix_order import prefix_order, shared_depths
+from vllm_batchllm.prefix.prefix_order import prefix_order
 
 Ints = npt.NDArray[np.int64]
 RUN_LENGTH = 128
@@ -43,9 +43,7 @@ def sample_by_group(prompts: Sequence[Sequence[int]], num_requests: int, seed: i
 def sample_of_table(table: TextTable, num_requests: int, seed: int) -> list[int]:
     """The same for a file whose text was hashed, nothing tokenised; indices of the table."""
     order = prefix_order(table.table, np.arange(len(table), dtype=np.int64))
-    depths = shared_depths(table.table, order)
-    ends = np.frombuffer(END_OF_HASH, np.int64)
-    shared = np.where(depths > 0, ends[np.maximum(depths - 1, 0)], 0)
+    shared = shared_text_bytes(table.table, order)
     return _drawn(order, shared, table.text_bytes[order], num_requests, seed)
 
 
