@@ -4,7 +4,8 @@
     python benchmarks/online/one_shot_engine.py --out benchmarks/results/online
 
 vLLM in this process with a small random model; requests come by the clock. One engine, and of every arm a holder of its own that
-keeps what it has learnt; blocks of arrivals in turns, each arm with the same arrivals. Power is a model: what the device draws
+keeps what it has learnt, by a clock that stands still while others have their turn; blocks of arrivals in turns, each arm with the same
+arrivals. Power is a model: what the device draws
 in a step beyond idling (assumed) · the share of time in steps. Writes `one_shot_engine.json` and `.md`. Nothing else should run.
 """
 
@@ -79,11 +80,17 @@ class Server:
         self._engine = self._llm.llm_engine
         self._scheduler: Any = self._engine.engine_core.engine_core.scheduler
         self._num = 0
+        self._used: OneShotRelease[Any] | None = None
+        self._stood_s: dict[int, float] = {}
 
     def use(self, holder: OneShotRelease[Any]) -> None:
-        """Requests are released by `holder` from now on."""
-        releases = self._scheduler.online.releases
-        releases._one_shot = releases.queue.one_shot = holder
+        """Requests are released by `holder` from now on, whose clock goes on from where it stood."""
+        releases, now_s = self._scheduler.online.releases, time.perf_counter()
+        if self._used is not None:
+            self._stood_s[id(self._used)] = releases._clock()
+        behind_s = now_s - self._stood_s.get(id(holder), 0.0)
+        releases._clock = lambda: time.perf_counter() - behind_s
+        releases._one_shot = releases.queue.one_shot = self._used = holder
 
     def serve(self, times_s: list[float], seed: int) -> tuple[list[float], float, int]:
         """Seconds from the arrival to the answer of each; share of time in steps and their number until the tail."""
@@ -118,7 +125,7 @@ class Server:
     def batch_s(self, size: int) -> float:
         """Median seconds of a batch, with what it takes to take its requests in."""
         self.use(GREEDY.make(MAX_BATCH))
-        found = []
+        found: list[float] = []
         for seed in range(15):
             prompts, began_s = self._prompts(size, seed), time.perf_counter()
             for prompt in prompts:

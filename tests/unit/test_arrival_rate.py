@@ -92,4 +92,4 @@ def test_whatever_the_clock_does_the_rate_is_a_number_above_0_and_memory_is_boun
         rate.arrived(now_s, number)
         found = rate.per_s(now_s)
         assert found is None or (np.isfinite(found) and found > 0)
-        assert len(rate._times) == len(rate._totals) <= WINDOWS[0] + LOOKS[0] + 1
+        assert len(rate._times) == len(rate._totals) <= 2 * WINDOWS[0] + LOOKS[0] + 2

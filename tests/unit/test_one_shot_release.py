@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vllm_batchllm.admission.one_shot_release import (
     EXPLORE_EVERY,
     RENEW_EVERY,
+    RENEW_LEAST_S,
     OneShotRelease,
     ReleaseTable,
 )
@@ -211,3 +212,47 @@ def test_a_table_from_what_was_learnt_saves_what_the_model_says() -> None:
             now_s = min(arrivals[place] if place < len(arrivals) else np.inf, due_s)
     assert sum(sizes) == 4000
     assert np.mean(sizes[50:]) > 6 and busy_s / now_s < 0.35
+
+
+def test_only_requests_that_are_taken_in_one_after_the_other_say_what_that_takes() -> None:
+    release, now_s = holder(Told()), taught(holder(Told()))
+    for number in range(40):
+        for place in range(3):
+            release.arrived(3 * number + place, now_s + 0.001 * place)
+        now_s += 0.5
+        release.due(now_s, num_in_service=0, others_run=True)
+    for size in (1, 2, 3, 5, 8) * 5:
+        release.services.served(size, 0.01 + 0.001 * size)
+    learnt = release.services.learnt
+    assert learnt is not None and learnt.intake_s == pytest.approx(0.001)
+
+
+def test_a_server_that_takes_requests_in_meanwhile_holds_fewer_and_saves_less() -> None:
+    """More come while it is busy anyway, and near its limit there is nothing to wait for."""
+    made = [
+        make_table(1000.0, ServiceTime(0.005, 0.0002, intake_s=seconds), 32, 0.2, 100.0)
+        for seconds in (0.0, 0.0002, 0.0005)
+    ]
+    quick, slow, busy = made
+    assert quick is not None and slow is not None and busy is None
+    assert quick.policy.control_limit > slow.policy.control_limit > 1
+    assert quick.saved_w > slow.saved_w > 0
+
+
+def test_no_table_is_made_while_nothing_has_changed_and_none_too_soon() -> None:
+    release = holder(solve := Told())
+    now_s = taught(release)
+    before = len(solve.asked)
+    for number in range(40 * RENEW_EVERY):  # as evenly as it was taught
+        now_s += 0.01
+        release.services.served(1 + number % 8, 0.01 + 0.001 * (1 + number % 8))
+        release.arrived(number, now_s)
+        release.due(now_s, num_in_service=0, others_run=False)
+    assert len(solve.asked) <= before + 3
+    before, began_s = len(solve.asked), now_s
+    for number in range(1000, 1400):  # ever slower, 2,000 batches a second
+        now_s += 0.0005
+        release.num_batches += 1
+        release.services.served(1 + number % 8, 0.0001 * (number - 900))
+        release.table(now_s)
+    assert len(solve.asked) - before <= 2 + (now_s - began_s) / RENEW_LEAST_S

@@ -98,3 +98,29 @@ def test_whatever_was_seen_times_are_above_0_and_do_not_fall(
         if found is not None:
             curve = np.array(found.up_to(64))
             assert (np.isfinite(curve) & (curve >= 0)).all() and (np.diff(curve) >= 0).all()
+
+
+def test_what_taking_requests_in_takes_is_told_beside() -> None:
+    times, truth = ServiceTimes(), ServiceTime(0.01, 0.001)
+    for _ in range(100):
+        times.took_in(0.0002)
+    times.took_in(50.0)  # nobody came for a while: no intake takes that long
+    times.took_in(-1.0)
+    fed(times, [1, 4, 8, 16] * 10, truth)
+    learnt = times.learnt
+    assert learnt is not None and learnt.intake_s == pytest.approx(0.0002, rel=0.05)
+    assert learnt.of(8) == pytest.approx(truth.of(8), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (ServiceTime(0.0104, 0.00104), False),
+        (ServiceTime(0.0112, 0.001), True),
+        (ServiceTime(0.01, 0.00115), True),
+        (ServiceTime(0.01, 0.001, intake_s=0.0001), True),
+    ],
+)
+def test_times_differ_where_a_batch_of_any_size_does(other: ServiceTime, expected: bool) -> None:
+    known = ServiceTime(0.01, 0.001)
+    assert known.differs(other, 32, 0.05) is other.differs(known, 32, 0.05) is expected

@@ -14,7 +14,7 @@ MAX_LOAD = 0.97
 """Share of what the server can do beyond which a table is made for this share: the process would want ever more states, and
 with many waiting the table serves the fastest batches anyway."""
 
-LEAST_GAIN = 0.05
+LEAST_GAIN = 0.02
 """Share of the cost of serving at once that a table must promise to save: of promises, noise keeps the largest, and with less than
 this a real engine was slower by its table than without (benchmarks/results/online/one_shot_engine.md)."""
 
@@ -39,6 +39,8 @@ def make_table(
 ) -> Table | None:
     """The table for such arrivals and batches; None where all are best served at once.
 
+    A server that takes requests in runs no batch meanwhile, so each request keeps it for its intake as well. That draws no more power.
+
     Args:
         arrival_rate: requests per second. power_weight: milliseconds of mean response time that a watt is worth.
         more_w: what the device draws in a step beyond what it draws anyway: a batch's energy is that times its time.
@@ -46,9 +48,10 @@ def make_table(
     service_ms = tuple(1e3 * seconds for seconds in service.up_to(max_batch))
     if min(service_ms) <= 0:
         return None
+    busy_ms = (ms + size * 1e3 * service.intake_s for size, ms in enumerate(service_ms, 1))
     server = BatchServer(
         arrival_rate,
-        service_ms,
+        tuple(busy_ms),
         tuple(more_w * milliseconds for milliseconds in service_ms),
         w_latency=1.0,
         w_power=power_weight,

@@ -8,7 +8,7 @@ misses the bend, which is the best size of a batch. So sizes that were seen are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +30,9 @@ follows from this, its batches, and how much times scatter."""
 MOST_LONGER = 3.0
 """A batch counts as so many times what was foreseen at most: others may have had the machine meanwhile."""
 
+INTAKES = 256
+"""Requests taken in over which their time is averaged."""
+
 LEAST_SEEN = 0.5
 """Weight of its batches from which on a size was seen."""
 
@@ -50,12 +53,14 @@ KNOTS = np.array(
 class ServiceTime:
     """Of a batch of b requests: ``fixed_s + b * each_s``, seconds, times the correction of its size.
 
-    corrections: factors at ``KNOTS``; empty for none.
+    corrections: factors at ``KNOTS``; empty for none. intake_s: seconds that the engine's thread needs to take a request in,
+    while it runs no batch.
     """
 
     fixed_s: float
     each_s: float
     corrections: tuple[float, ...] = ()
+    intake_s: float = 0.0
 
     def of(self, num_requests: float) -> float:
         """Seconds for so many requests."""
@@ -76,6 +81,14 @@ class ServiceTime:
         times = sizes * np.minimum.accumulate(times / sizes)
         return tuple(np.maximum.accumulate(times).tolist())
 
+    def differs(self, other: ServiceTime, num_requests: int, share: float) -> bool:
+        """Whether a batch of 1, a quarter, half or all of so many takes so much more or less by ``other``, its intake included."""
+        for size in (1, num_requests // 4, num_requests // 2, num_requests):
+            ours, theirs = (one.of(size) + size * one.intake_s for one in (self, other))
+            if abs(ours - theirs) > share * max(ours, theirs):
+                return True
+        return False
+
 
 class ServiceTimes:
     """Learns the service time of batches, by least squares to relative errors. O(1) for each batch."""
@@ -87,6 +100,7 @@ class ServiceTimes:
         self._num_batches = 0
         self._last: ServiceTime | None = None
         self._knot_weights, self._knot_sizes, self._knot_s = np.zeros((3, len(KNOTS)))
+        self._num_intakes, self._intake_s = 0, 0.0
 
     def served(self, num_requests: int, duration_s: float) -> None:
         """A batch of ``num_requests`` took ``duration_s``."""
@@ -109,6 +123,15 @@ class ServiceTimes:
             sums *= FORGET
             sums[knot] += value
 
+    def took_in(self, duration_s: float) -> None:
+        """The engine's thread needed ``duration_s`` to take a request in."""
+        if not 0 <= duration_s < 3600:
+            return
+        if self._num_intakes >= LEAST_BATCHES:
+            duration_s = min(duration_s, MOST_LONGER * self._intake_s)
+        self._num_intakes = min(self._num_intakes + 1, INTAKES)
+        self._intake_s += (duration_s - self._intake_s) / self._num_intakes
+
     @property
     def learnt(self) -> ServiceTime | None:
         """What is known; None as long as batches were too few, or have always been too much alike."""
@@ -119,7 +142,7 @@ class ServiceTimes:
             self._last = ServiceTime(float(line[0]), float(line[1]), self._corrections(line))
         elif self._last is not None:
             self._last = self._rescaled(self._last)
-        return self._last
+        return None if self._last is None else replace(self._last, intake_s=self._intake_s)
 
     def _rescaled(self, service: ServiceTime) -> ServiceTime:
         """``service`` where sizes are alike by now, as they are when a table always waits for a full batch: its shape, at
