@@ -22,7 +22,7 @@ import numpy as np
 
 ARM = Path(__file__).parent / "engine_arm.py"
 SMALL = 256
-FIXED = (128, 512, 2048)
+FIXED = (64, 128, 192, 384, 512, 2048)
 RATIOS = (2.0, 4.0, 8.0)
 Requests = list[list[float]]
 

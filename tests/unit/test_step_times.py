@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,3 +110,15 @@ def test_more_work_never_takes_less(seed: int, num: int, data: st.DataObject) ->
     more = [part + data.draw(st.integers(0, 5000)) for part in parts]
     assert times.predict_s(StepLoad(*parts)) <= times.predict_s(StepLoad(*more)) * (1 + 1e-9)
     assert min(times.costs) >= 0
+
+
+@given(st.lists(st.integers(1, 4000), min_size=3, max_size=40), st.integers(1, 5000))
+def test_what_is_foreseen_is_the_sum_of_all_parts(sizes: list[int], asked: int) -> None:
+    times = StepTimes((64, 256))
+    for place, size in enumerate(sizes):
+        load = StepLoad(size, 1 + place % 7, 10 * place, size * size // 2, size)
+        times.observe(load, 0.002 + 1e-5 * size + 1e-9 * size * size * (1 + place % 3))
+    load = StepLoad(asked, 3, 500, asked * 11, asked)
+    foreseen_s = times.predict_s(load)
+    parts = times.costs * np.asarray(times._features(load))
+    assert foreseen_s == pytest.approx(parts.sum(), rel=1e-9)

@@ -10,20 +10,21 @@ predicted time is within the target. A step without decodes holds up nobody's ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from vllm_batchllm.admission.step_scatter import StepScatter
 from vllm_batchllm.admission.step_times import StepLoad, StepTimes
 
-FLOOR_TOKENS = 64
+FLOOR_TOKENS = 16
 """Prompt tokens that every step may have, whatever it takes, so that prompts always progress."""
 
 FIRST_TOKENS = 256
 """Tokens of the first step; as long as larger ones have not been seen, steps at most double."""
 
-OVER_RATIO = 0.005
-"""Share of steps that may take longer than the target: half of what the 99th percentile allows."""
+OVER_RATIO = 0.0075
+"""Share of steps that may take longer than the target: three quarters of what the 99th percentile allows."""
 
-SHRINK = 0.97
+SHRINK = 0.99
 """What a step over the target leaves of the limit."""
 
 LEAST_LIMIT = 0.5
@@ -69,7 +70,9 @@ class LatencyTarget:
     ) -> None:
         self.times = times
         self.limit_ratio = 1.0
-        """Share of a target up to which the predicted time may grow: less than 1 where steps took longer than predicted."""
+        """Share of a target up to which the predicted time may grow, beside what steps scatter: less than 1 where too many
+        took longer all the same."""
+        self._scatter = StepScatter()
         self._most, self._floor = most_tokens, floor_tokens
         self._knows_small = False
 
@@ -77,6 +80,8 @@ class LatencyTarget:
         """A step of ``load`` took ``duration_s``. target_s: its target; None if it had none, or could not be made
         smaller."""
         was_known = self.times.num_steps > 0
+        if target_s is not None and was_known:
+            self._scatter.add(self.times.predict_s(load), duration_s)
         self.times.observe(load, duration_s)
         self._knows_small |= load.num_tokens <= load.num_requests + self._floor
         if target_s is None or not was_known:
@@ -109,7 +114,8 @@ class LatencyTarget:
             is_free: no token waits for this step, whose tokens are not bounded then.
         """
         aim_s = self._within_reach(target_s, least_kv)
-        base, limit_s = decodes.num_tokens, self.limit_ratio * aim_s
+        share = max(self.limit_ratio / self._scatter.margin, LEAST_LIMIT)
+        base, limit_s = decodes.num_tokens, share * aim_s
         floor = min(base + self._floor, self._most)
         seen = max(2 * self.times.max_tokens, FIRST_TOKENS)
         most = min(self._most, max(seen, floor))
@@ -140,11 +146,12 @@ class LatencyTarget:
             return None
 
         def fits(count: int) -> bool:
-            more = replace(
-                ahead,
-                num_tokens=ahead.num_tokens + count,
-                num_requests=ahead.num_requests + count,
-                decode_kv_tokens=ahead.decode_kv_tokens + round(count * kv_of_start),
+            more = StepLoad(
+                ahead.num_tokens + count,
+                ahead.num_requests + count,
+                ahead.decode_kv_tokens + round(count * kv_of_start),
+                ahead.prefill_pairs,
+                ahead.prefill_kv_tokens,
             )
             return self.times.predict_s(more) <= limit_s
 
@@ -184,12 +191,12 @@ def with_prefills(decodes: StepLoad, prefills: Sequence[PrefillAhead], num_token
     whole, rest = divmod(left, max(last.num_tokens, 1))
     add(last.start, last.num_tokens, whole)
     add(last.start, rest)
-    return replace(
-        decodes,
-        num_tokens=decodes.num_tokens + num_tokens,
-        num_requests=decodes.num_requests + count,
-        prefill_pairs=decodes.prefill_pairs + pairs,
-        prefill_kv_tokens=decodes.prefill_kv_tokens + kv,
+    return StepLoad(
+        decodes.num_tokens + num_tokens,
+        decodes.num_requests + count,
+        decodes.decode_kv_tokens,
+        decodes.prefill_pairs + pairs,
+        decodes.prefill_kv_tokens + kv,
     )
 
 

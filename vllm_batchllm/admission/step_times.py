@@ -24,8 +24,8 @@ steps that vLLM captures as graphs."""
 FORGET = 0.998
 """Weight that a step loses with every later one: of 500 steps about a third is left."""
 
-STEPS_PER_FIT = 8
-"""Steps between two fits, once there are many."""
+STEPS_PER_FIT, MOST_PER_FIT = 8, 32
+"""Steps between two fits: the first once there are some, the last once so many were seen that a few more change little."""
 
 _PRIOR = 1e-6
 """Relative to the work seen: makes costs of work that was never done come out as zero, and leaves what cannot be told
@@ -65,6 +65,8 @@ class StepTimes:
         self._moments = np.zeros(count)
         self._work = np.zeros(count)
         self._costs: list[float] = [0.0] * count
+        self._kinks: list[tuple[int, float]] = []
+        """Those that cost something, with what they cost."""
         self._num_unfitted = 0
         self.num_steps = 0
         """Seen so far."""
@@ -88,11 +90,27 @@ class StepTimes:
 
     def predict_s(self, load: StepLoad) -> float:
         """Seconds that a step of ``load`` will take; grows with every part of it. 0 before any was seen."""
-        if self._num_unfitted and (self._num_unfitted >= STEPS_PER_FIT or self.num_steps < 64):
+        if self._is_fit_due():
             self._fit()
-        return sum(
-            cost * work for cost, work in zip(self._costs, self._features(load), strict=True)
+        costs = self._costs
+        num_tokens, has_graph = self._padded(load.num_tokens)
+        seconds = costs[0] if has_graph else costs[0] + costs[1]
+        seconds += costs[2] * num_tokens
+        for kink, cost in self._kinks:
+            if num_tokens > kink:
+                seconds += cost * (num_tokens - kink)
+        return (
+            seconds
+            + costs[-4] * load.num_requests
+            + costs[-3] * load.decode_kv_tokens
+            + costs[-2] * load.prefill_pairs
+            + costs[-1] * load.prefill_kv_tokens
         )
+
+    def _is_fit_due(self) -> bool:
+        if self.num_steps < 64:
+            return self._num_unfitted > 0
+        return self._num_unfitted >= min(max(self.num_steps // 32, STEPS_PER_FIT), MOST_PER_FIT)
 
     @property
     def costs(self) -> Vector:
@@ -107,6 +125,8 @@ class StepTimes:
         normal[growing, growing] += _PRIOR * max(float(np.trace(normal)), 1e-30)
         costs = solve_nonnegative(normal, self._moments / scale) / scale
         self._costs = [float(cost) for cost in np.where(self._work > 0, costs, 0.0)]
+        parts = zip(KINKS, self._costs[_NUM_FIXED + 1 :], strict=False)
+        self._kinks = [(kink, cost) for kink, cost in parts if cost]
         self._num_unfitted = 0
 
     def _features(self, load: StepLoad) -> list[float]:

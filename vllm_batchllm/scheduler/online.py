@@ -54,7 +54,9 @@ class OnlineControl:
         target = LatencyTarget(
             int(scheduler.max_num_scheduled_tokens), times, _floor_tokens(scheduler)
         )
-        self.sizer = StepSizer(scheduler, target, clock)
+        self._sizer: StepSizer | None = None
+        if needs_step_times(config):
+            self._sizer = StepSizer(scheduler, target, clock)
         self.releases: Releases | None = None
         if config.release is not None:
             self.releases = Releases(scheduler, config, queue, times, clock)
@@ -80,7 +82,8 @@ class OnlineControl:
         num_paused = 0 if self.giving_way is None else self.giving_way.begin_step()
         beside_batch = self.giving_way is not None and self.giving_way.has_batch
         step_s = self._batch_step_s if beside_batch else None
-        self.sizer.begin_step(self._tbt_s, step_s, num_paused)
+        if self._sizer is not None:
+            self._sizer.begin_step(self._tbt_s, step_s, num_paused)
 
     def reserved(self) -> Reserved:
         """What batch requests leave free in this step."""
@@ -93,21 +96,24 @@ class OnlineControl:
 
     def end_step(self, output: SchedulerOutput) -> None:
         """The step that has been put together."""
-        self.sizer.end_step(output)
+        if self._sizer is not None:
+            self._sizer.end_step(output)
         if self.releases is not None:
             self.releases.end_step(output)
 
     def updated(self, output: SchedulerOutput) -> None:
         """The output of a step has been taken in."""
-        self.sizer.updated(output)
+        if self._sizer is not None:
+            self._sizer.updated(output)
         if self.releases is not None:
             self.releases.updated()
 
     def snapshot(self) -> dict[str, Any]:
         """Figures so far, by the names of :class:`~vllm_batchllm.stats.counters.ScheduleCounters`."""
+        sizer = self._sizer
         figures: dict[str, Any] = {
-            "num_steps_over_target": self.sizer.num_over,
-            "num_steps_beyond_target": self.sizer.num_missed,
+            "num_steps_over_target": 0 if sizer is None else sizer.num_over,
+            "num_steps_beyond_target": 0 if sizer is None else sizer.num_missed,
         }
         if self.giving_way is not None:
             figures["num_paused_prefills"] = self.giving_way.num_paused
@@ -118,6 +124,12 @@ def is_asked_for(config: BatchLLMConfig) -> bool:
     """Whether any option needs an :class:`OnlineControl`."""
     asked = (config.target_tbt_ms, config.target_ttft_ms, config.release)
     return any(option is not None for option in asked)
+
+
+def needs_step_times(config: BatchLLMConfig) -> bool:
+    """Whether steps are measured: for a target, or for what a prefix costs that a held group would compute once."""
+    has_target = config.target_tbt_ms is not None or config.target_ttft_ms is not None
+    return has_target or config.release in ("groups", "all")
 
 
 def check_targets(

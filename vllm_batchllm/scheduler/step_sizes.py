@@ -26,6 +26,9 @@ from vllm_batchllm.log import get_logger
 
 logger = get_logger(__name__)
 
+PAUSE_S = 1.0
+"""Seconds without a step that are a pause of the engine, as when it sleeps, and no step's time."""
+
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
@@ -54,6 +57,7 @@ class StepSizer:
         self._decode_tokens = 1 + int(scheduler.num_spec_tokens)
         self._in_flight: deque[_InFlight] = deque()
         self._begin_s = self._last_end_s = clock()
+        self._goes_on = False
         self._target_s: float | None = None
         self._aim_s: float | None = None
         self._is_missed = self._has_warned = False
@@ -96,12 +100,18 @@ class StepSizer:
         while (step := self._in_flight.popleft()).output is not output:
             pass  # its output never came
         now_s = self._clock()
-        duration_s = now_s - max(step.begin_s, self._last_end_s)
-        self._last_end_s = now_s
+        duration_s = self._duration_s(step, now_s)
+        self._last_end_s, self._goes_on = now_s, bool(self._scheduler.running)
         if step.target_s is not None and duration_s > step.target_s:
             self._was_over(step, step.target_s)
         has_prompts = step.load.prefill_pairs > 0
         self._target.observe(step.load, duration_s, step.aim_s if has_prompts else None)
+
+    def _duration_s(self, step: _InFlight, now_s: float) -> float:
+        """Of a step whose output is there. As long as anybody runs, the time since the output before: what the host does between two
+        steps, such as taking requests in, is time between two tokens as well."""
+        goes_on = self._goes_on and step.begin_s - self._last_end_s < PAUSE_S
+        return now_s - (self._last_end_s if goes_on else max(step.begin_s, self._last_end_s))
 
     def _size(self, target_s: float, *, is_bound: bool) -> StepSize:
         """Of the step that begins. is_bound: even if nobody decodes in it."""
