@@ -30,7 +30,8 @@ class SimulatedRun:
     metrics: as `vllm-batchllm bench` reports them; `makespan_s` is simulated, `plan_s` measured
     here. parts: seconds by part of a step; they sum up to the makespan. wall_s: of the simulation.
     graph_modes: steps by the graphs that they can replay; empty where graphs are not looked at.
-    pool: what several replicas did (`replicas.py`); None for one engine.
+    pool: what several replicas did (`replicas.py`); None for one engine. drain_s: seconds at the end in which nobody waited;
+    0 where that was not looked at.
     """
 
     metrics: RunMetrics
@@ -39,6 +40,7 @@ class SimulatedRun:
     counters: dict[str, Any] = field(default_factory=dict)
     graph_modes: dict[str, int] = field(default_factory=dict)
     pool: PoolFigures | None = None
+    drain_s: float = 0.0
 
     def mean_kv_share(self, num_blocks: int) -> float | None:
         """Mean share of the KV blocks held by requests over the steps; None if not recorded."""
@@ -73,7 +75,7 @@ def run_arm(
     engine.ends = {str(place): batch.output_lens[index] for place, index in enumerate(order)}
     requests = deque(make_requests(batch, order, sizes.block_size))
     with record(engine.scheduler) as steps:
-        _serve(engine, requests, sizes.max_waiting, on_progress)
+        filled_s = _serve(engine, requests, sizes.max_waiting, on_progress)
     inputs = RunInputs(
         batch.num_requests, batch.prompt_tokens, batch.output_tokens, optimal_saved_tokens
     )
@@ -84,6 +86,7 @@ def run_arm(
         wall_s=time.perf_counter() - began_s,
         counters={**snapshot(), "watermark": arm.watermark},
         graph_modes=dict(engine.modes),
+        drain_s=engine.clock.now_s - filled_s,
     )
 
 
@@ -92,11 +95,15 @@ def _serve(
     requests: deque[Any],
     max_waiting: int | None,
     on_progress: OnProgress | None,
-) -> None:
-    """Until all have ended; as many wait at any time as may."""
+) -> float:
+    """Until all have ended; as many wait at any time as may. When the last of them waited, seconds."""
+    filled_s = 0.0
     while requests or engine.has_work():
         while requests and (max_waiting is None or engine.num_waiting < max_waiting):
             engine.scheduler.add_request(requests.popleft())
         ended = engine.step()
+        if requests or engine.num_waiting:
+            filled_s = engine.clock.now_s
         if on_progress and ended:
             on_progress(len(ended))
+    return filled_s

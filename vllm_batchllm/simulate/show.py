@@ -19,6 +19,7 @@ from vllm_batchllm.simulate.online_show import (
     units_clause,
 )
 from vllm_batchllm.simulate.run import SimulatedRun
+from vllm_batchllm.simulate.sample_time import whole_s
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
 from vllm_batchllm.workloads.sources import SAMPLE
 
@@ -45,6 +46,8 @@ POOL_HEADER = (
     "device-h",
 )
 """Of several replicas. Twice: what they compute and one need not, over all prompt tokens."""
+WHOLE = "all, about"
+"""Makespan of the whole file, where a sample of it ran."""
 
 
 def duration(seconds: float) -> str:
@@ -59,6 +62,7 @@ def header(report: SimulationReport) -> list[str]:
         titles = ONLINE_HEADER
     elif any(result.num_replicas > 1 for result in report.results):
         titles = POOL_HEADER
+    titles += (WHOLE,) if any(map(_is_of_sample, report.results)) else ()
     return [*titles, *(["cost"] if report.price_per_hour is not None else [])]
 
 
@@ -79,10 +83,23 @@ def rows(report: SimulationReport, result: Simulation) -> list[list[str]]:
                 "–" if speed is None else f"{speed:.3f}",
                 *_own_columns(result, run),
                 f"{hours:.3f}",
+                *_whole_column(report, result, run),
                 *_cost(report, hours),
             ]
         )
     return lines + _bound_row(report, result)
+
+
+def _is_of_sample(result: Simulation) -> bool:
+    return any(whole_s(run, result.workload) is not None for run in result.runs)
+
+
+def _whole_column(report: SimulationReport, result: Simulation, run: SimulatedRun) -> list[str]:
+    """About the time of all, where any batch is a sample."""
+    if not any(map(_is_of_sample, report.results)):
+        return []
+    whole = whole_s(run, result.workload)
+    return ["–" if whole is None else duration(whole)]
 
 
 def _own_columns(result: Simulation, run: SimulatedRun) -> list[str]:

@@ -39,6 +39,7 @@ class Batch:
         scale: what the lengths of the definition were divided by.
         description: one line for reports.
         arrivals_s: when each request arrived, seconds, the first at 0; None where nobody recorded it.
+        sample_of: requests of the file that these are a sample of; None if they are all.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Batch:
     description: str = ""
     starts: list[int] | None = None
     arrivals_s: list[float] | None = None
+    sample_of: int | None = None
 
     @property
     def limits(self) -> list[int | None] | None:

@@ -149,7 +149,7 @@ def _renumbered(requests: Sequence[TraceRequest]) -> list[TraceRequest]:
 
 
 def _batch_file(path: Path, name: str, options: InputOptions) -> Batch:
-    requests, told = _requests(path, name, options)
+    requests, told, sample_of = _requests(path, name, options)
     tokenized = _tokenized(name, requests, options)
     if not tokenized:
         raise UsageError(f"{name} holds no requests")
@@ -163,27 +163,30 @@ def _batch_file(path: Path, name: str, options: InputOptions) -> Batch:
             output_lens=lengths,
             lengths_known=lengths == limits,
             description=told,
+            sample_of=sample_of,
         )
     )
 
 
-def _requests(path: Path, name: str, options: InputOptions) -> tuple[Sequence[PlanRequest], str]:
-    """Those that are taken, and what they are, in words."""
+def _requests(
+    path: Path, name: str, options: InputOptions
+) -> tuple[Sequence[PlanRequest], str, int | None]:
+    """Those that are taken, what they are, in words, and of how many they are a sample."""
     wanted = options.num_requests
     if wanted is None:
         result = read_requests(path)
         _check_lines(name, result.bad_lines)
-        return result.requests, "batch file"
+        return result.requests, "batch file", None
     table = text_table(path)
     _check_lines(name, table.bad_lines)
     chosen = sample_of_table(table, wanted, options.seed)
-    told = "batch file"
-    if len(chosen) < len(table):
-        told = (
-            f"{SAMPLE} of whole prefix groups: {len(chosen):,} of {len(table):,} requests "
-            f"({len(chosen) / len(table):.1%}) of a batch file, seed {options.seed}"
-        )
-    return read_at(table, chosen), told
+    if len(chosen) == len(table):
+        return read_at(table, chosen), "batch file", None
+    told = (
+        f"{SAMPLE} of whole prefix groups: {len(chosen):,} of {len(table):,} requests "
+        f"({len(chosen) / len(table):.1%}) of a batch file, seed {options.seed}"
+    )
+    return read_at(table, chosen), told, len(table)
 
 
 def _check_lines(name: str, bad_lines: Sequence[BadLine]) -> None:
