@@ -3,7 +3,7 @@
 
     python benchmarks/engine_thread.py [--cases NAME ...] [--scale 0.1] [--json FILE]
 
-Priorities, adapters, requests that are skipped in every step, long arrivals, large blocks. Both
+Priorities, adapters, requests that are skipped in every step, long arrivals, large blocks, options for servers. Both
 schedulers are real and run on a fake KV cache; the arms take turns step by step, times are CPU times of
 this process, a row's ratio is that of the times of all its steps. ``--scale`` shrinks what waits.
 ``adapters-makespan`` counts steps until all is done, with eight adapters and two slots.
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ NUM_STEPS, NUM_ARRIVALS = 60, 12
 class Setup:
     """An engine, and who waits in it.
 
-    fields: of request ``number``, beside its prompt. num_slots: adapters that a step can hold.
+    fields: of request ``number``, beside its prompt. num_slots: adapters that a step can hold. options: of our scheduler.
     """
 
     num_waiting: int
@@ -63,6 +63,7 @@ class Setup:
     max_num_seqs: int = 64
     max_tokens: int = 32
     prefix_tokens: int = 64
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def priority_of(num_values: int) -> Callable[[int], dict[str, Any]]:
@@ -86,6 +87,7 @@ def plain(number: int) -> dict[str, Any]:
     return {}
 
 
+POWER = {"power_weight": 0.1, "busy_power_w": 600.0, "idle_power_w": 100.0}
 STEP_CASES: dict[str, Setup] = {
     **{
         f"priorities-{n}": Setup(2_000, priority_of(n), policy="priority")
@@ -95,7 +97,27 @@ STEP_CASES: dict[str, Setup] = {
     "ask-again": Setup(10_000, undecided, has_connector=True),
     "blocks-16": Setup(2_000, plain, max_num_seqs=1_024, num_blocks=16_000),
     "blocks-1056": Setup(2_000, plain, max_num_seqs=1_024, block_size=1_056, num_blocks=2_000),
+    **{
+        f"online-{name}-{seqs}": Setup(
+            2_000,
+            plain,
+            policy="priority",
+            max_num_seqs=seqs,
+            num_blocks=16_000,
+            options=options,
+            max_tokens=1 if name == "one-shot" else 32,
+        )
+        for name, options in (
+            ("none", {}),
+            ("tbt", {"target_tbt_ms": 1e4}),
+            ("ttft", {"target_ttft_ms": 1e5}),
+            ("one-shot", {"release": "one-shot"} | POWER),
+            ("groups", {"release": "groups", "max_hold_s": 0.001}),
+        )
+        for seqs in (64, 1_024)
+    },
 }
+"""Targets that no step of a fake engine reaches, so that only their own work is added."""
 ARRIVAL_CASES: dict[str, tuple[int, int, bool]] = {
     f"arrival-{name}-{groups}-groups{'-cached' * cached}": (num_tokens, groups, cached)
     for name, num_tokens in (("1k", 1_000), ("32k", 32_000), ("1M", 1_000_000))
@@ -126,6 +148,8 @@ def build(arm: str, model: str, setup: Setup) -> Any:
             kv_connector_module_path="fake_connector",
             kv_role="kv_both",
         )
+    if setup.options and arm != "stock":
+        config.additional_config = {"batchllm": setup.options}
     specs = [layer_kinds.full(setup.block_size)]
     specs += [layer_kinds.window(1_024, setup.block_size)] * (setup.num_groups - 1)
     scheduler = make(ARMS[arm], config, specs)

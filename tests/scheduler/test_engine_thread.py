@@ -21,7 +21,17 @@ MOST_TIMES_STOCK = 3.0
 MOST_MS_PER_ARRIVAL = 2.0
 
 
-@pytest.mark.parametrize("case", ["priorities-2000", "adapters-100", "ask-again", "blocks-1056"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "priorities-2000",
+        "adapters-100",
+        "ask-again",
+        "blocks-1056",
+        "online-tbt-64",
+        "online-one-shot-64",
+    ],
+)
 def test_a_step_costs_about_what_stock_takes(llama, case) -> None:
     row = bench.run_case(case, llama, scale=0.2)
     assert row["ratio"] < MOST_TIMES_STOCK, row
