@@ -16,9 +16,20 @@ class UsageError(ValueError):
     """A benchmark cannot run as asked; the message names the value and the way out."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """An error for `name`, with every known name and the closest one."""
+MOST_NAMES = 60
+"""Known names of which an error lists all; of more it lists those that are close."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UsageError:
+    """An error for `name`, with every known name and the closest one.
+
+    where: what lists them, for names that are too many for an error.
+    """
     names = sorted(known)
+    if len(names) > MOST_NAMES:
+        close = difflib.get_close_matches(name[:100], names, n=5, cutoff=0.5)
+        hint = f" Close: {', '.join(close)}." if close else ""
+        return UsageError(f"unknown {kind} {clip(name)}.{hint} There are {len(names)}; {where}")
     close = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.0)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UsageError(f"unknown {kind} {clip(name)}.{hint} Known: {', '.join(names)}")

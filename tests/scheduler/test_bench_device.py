@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from typing import Any
 
 import pytest
 from fake_platform import DEVICES
+from vllm.engine.arg_utils import EngineArgs
 
 from vllm_batchllm.bench import engine
 from vllm_batchllm.bench.device import CPU_SIZES, sizes_here
@@ -17,6 +19,7 @@ from vllm_batchllm.bench.engine import (
     prepare_environment,
     share_cpu_memory,
 )
+from vllm_batchllm.bench.engine_option_names import engine_option_names
 from vllm_batchllm.bench.engine_options import check_engine_options
 from vllm_batchllm.errors import UsageError
 
@@ -88,8 +91,13 @@ def test_vllm_looks_at_engine_options_before_an_engine_starts(llama: str) -> Non
 
     check(("kv_cache_dtype", "auto"))
     with pytest.raises(
-        UsageError, match=r"unknown engine option 'kv_cache_type'.*'kv_cache_dtype'"
+        UsageError, match=r"unknown engine option 'kv_cache_type'. Close: .*kv_cache_dtype"
     ):
         check(("kv_cache_type", "fp8"))
     with pytest.raises(UsageError, match="vLLM refuses --engine-option 'kv_cache_dtype=nonsense'"):
         check(("kv_cache_dtype", "nonsense"))
+
+
+def test_the_names_of_engine_options_are_known_without_importing_vllm() -> None:
+    names = engine_option_names()
+    assert names == [field.name for field in fields(EngineArgs)]

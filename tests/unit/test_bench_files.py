@@ -72,10 +72,10 @@ def test_text_without_a_model_is_refused_by_the_name_of_the_option(tmp_path: Pat
 
 
 def test_engine_options_are_json_or_text_under_either_name() -> None:
-    given = ["kv-cache-dtype=fp8", "--swap-space=2", "hf_overrides={}"]
+    given = ["kv-cache-dtype=fp8", "--max-num-queued-reqs=2", "hf_overrides={}"]
     assert read_engine_options(given) == (
         ("kv_cache_dtype", "fp8"),
-        ("swap_space", 2),
+        ("max_num_queued_reqs", 2),
         ("hf_overrides", {}),
     )
 

@@ -34,6 +34,7 @@ REFUSALS = {
     "bench industry --order nonsense": "'nonsense' is not allowed",
     "bench industry --option nonsense=1": "unknown batchllm option 'nonsense'",
     "bench industry --engine-option seed=1": "give --seed",
+    "bench industry --engine-option kv_cache_type=fp8": "unknown engine option 'kv_cache_type'",
     "bench industry --model /nonsense": "the model folder /nonsense does not exist",
     "calibrate --model /nonsense": "the model folder /nonsense does not exist",
     "plan pyproject.toml --model /nonsense": "the model folder /nonsense does not exist",

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from vllm_batchllm.bench.engine import STOCK, EngineSpec, arm_kwargs
+from vllm_batchllm.bench.engine_option_names import engine_option_names
 from vllm_batchllm.errors import UsageError, unknown_name
 from vllm_batchllm.measure.command_line import read_pairs
 from vllm_batchllm.messages import clip
@@ -28,16 +29,18 @@ _OURS = {
 
 
 def read_engine_options(pairs: Sequence[str]) -> tuple[tuple[str, Any], ...]:
-    """Options as vLLM's Python names, which need no vLLM yet.
+    """Options as vLLM's Python names; vLLM is not imported for them.
 
     Raises:
-        UsageError: no KEY=VALUE, given twice, or set by the benchmark itself.
+        UsageError: no KEY=VALUE, given twice, set by the benchmark itself, or a name that this vLLM does not have.
     """
     options: dict[str, Any] = {}
     read_pairs([_named(pair) for pair in pairs], options)
     for name in options:
         if name in _OURS:
             raise UsageError(f"--engine-option {clip(name)}: {_OURS[name]}")
+    if options:
+        _check_names(list(options), engine_option_names())
     return tuple(options.items())
 
 
@@ -45,6 +48,14 @@ def _named(pair: str) -> str:
     """`--kv-cache-dtype=fp8` and `kv_cache_dtype=fp8` are the same."""
     key, separator, value = pair.partition("=")
     return key.removeprefix("--").replace("-", "_") + separator + value
+
+
+def _check_names(names: Sequence[str], known: Sequence[str] | None) -> None:
+    """Raises UsageError for one that is not among those known, if any are."""
+    for name in names:
+        if known is not None and name not in known:
+            listed = "`vllm serve --help=all` lists them"
+            raise unknown_name("engine option", name, known, listed)
 
 
 def check_engine_options(spec: EngineSpec, *, on_cpu: bool) -> None:
@@ -57,10 +68,7 @@ def check_engine_options(spec: EngineSpec, *, on_cpu: bool) -> None:
         return
     from vllm.engine.arg_utils import EngineArgs
 
-    known = [field.name for field in fields(EngineArgs)]
-    for name, _ in spec.extra:
-        if name not in known:
-            raise unknown_name("engine option", name, known)
+    _check_names([name for name, _ in spec.extra], [field.name for field in fields(EngineArgs)])
     kwargs = arm_kwargs(spec, STOCK, on_cpu=on_cpu)
     try:
         EngineArgs(**kwargs).create_engine_config()

@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vllm_batchllm.simulate.arms import SORTED, TUNED
+from vllm_batchllm.simulate.arms import SORTED, STOCK, TUNED
 from vllm_batchllm.simulate.online_show import (
     ONLINE_HEADER,
     arrivals_clause,
@@ -95,11 +95,14 @@ def _is_of_sample(result: Simulation) -> bool:
 
 
 def _whole_column(report: SimulationReport, result: Simulation, run: SimulatedRun) -> list[str]:
-    """About the time of all, where any batch is a sample."""
+    """About the time of all, where any batch is a sample; the least that it can be in the order of the file, of which a sample
+    has more in the cache than the whole."""
     if not any(map(_is_of_sample, report.results)):
         return []
     whole = whole_s(run, result.workload)
-    return ["–" if whole is None else duration(whole)]
+    if whole is None:
+        return ["–"]
+    return [f"{'≥ ' if run.metrics.arm == STOCK else ''}{duration(whole)}"]
 
 
 def _own_columns(result: Simulation, run: SimulatedRun) -> list[str]:
