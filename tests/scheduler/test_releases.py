@@ -268,3 +268,22 @@ def test_a_batch_that_is_aborted_holds_nobody_up(llama: str) -> None:
     assert len(live.holder.held) == 1
     live.scheduler.finish_requests(["a"], RequestStatus.FINISHED_ABORTED)
     assert live.scheduler.schedule().num_scheduled_tokens.keys() == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "measures"), [("one-shot", False), ("groups", True), ("all", True)]
+)
+def test_steps_are_measured_only_where_something_asks_what_they_cost(
+    llama: str, kind: str, measures: bool
+) -> None:
+    live = Live(llama, **OPTIONS[kind])
+    for number in range(3):
+        live.add(str(number))
+    most = live.scheduler.max_num_scheduled_tokens
+    for _ in range(3):
+        live.step()
+    sizer = live.scheduler.online._sizer
+    assert (sizer is not None) == measures
+    assert sizer is None or sizer._target.times.num_steps > 0
+    assert live.scheduler.max_num_scheduled_tokens == most
+    assert live.scheduler.batchllm_snapshot()["num_steps_over_target"] == 0
