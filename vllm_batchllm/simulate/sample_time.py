@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the time of a sample says of the whole."""
+"""What the time of a sample says of the whole, and how sure that is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_batchllm.simulate.run import SimulatedRun
 
+DRAWN_RATIO, DRAWN_REQUESTS = 0.035, 3000
+"""Error of samples of so many requests because other groups might have been drawn; in others it falls with the root of their number.
+Measured: benchmarks/results/plan/sample_error.md."""
 
-def whole_s(run: SimulatedRun, workload: Mapping[str, Any]) -> float | None:
-    """About the makespan of all requests of which the batch that ran is a sample, seconds; None if it is no sample.
 
-    The time until nobody waits grows with the number of requests; that in which the last ones end does not.
-    How far this is off was measured (docs/plan.md).
+class WholeTime(NamedTuple):
+    """seconds: about, of all requests. error_ratio: by which it may be off, up or down."""
+
+    seconds: float
+    error_ratio: float
+
+
+def whole_time(run: SimulatedRun, workload: Mapping[str, Any]) -> WholeTime | None:
+    """Makespan of all requests of which the batch that ran is a sample; None if it is no sample, or ran on several replicas.
+
+    The time until nobody waits grows with the number of requests. That in which the last ones end does not, and is half full
+    in the mean: half of it counts as the one, half as the other, and the error holds both extremes. In the order of the file stock
+    finds more of a sample in its cache than of the whole, so its time is the least that it can be.
 
     Args:
         workload: as ``suite.describe`` tells it.
@@ -21,5 +33,8 @@ def whole_s(run: SimulatedRun, workload: Mapping[str, Any]) -> float | None:
     num_whole = workload.get("sample_of")
     if num_whole is None or run.pool is not None:
         return None
-    filled_s = run.metrics.makespan_s - run.drain_s
-    return filled_s * int(num_whole) / int(workload["num_requests"]) + run.drain_s
+    num_requests = int(workload["num_requests"])
+    times = int(num_whole) / num_requests
+    seconds = (run.metrics.makespan_s - run.drain_s / 2) * times + run.drain_s / 2
+    of_end = run.drain_s / 2 * (times - 1) / seconds
+    return WholeTime(seconds, of_end + DRAWN_RATIO * (DRAWN_REQUESTS / num_requests) ** 0.5)

@@ -19,7 +19,7 @@ from vllm_batchllm.simulate.online_show import (
     units_clause,
 )
 from vllm_batchllm.simulate.run import SimulatedRun
-from vllm_batchllm.simulate.sample_time import whole_s
+from vllm_batchllm.simulate.sample_time import whole_time
 from vllm_batchllm.simulate.suite import Simulation, SimulationReport
 from vllm_batchllm.workloads.sources import SAMPLE
 
@@ -91,7 +91,7 @@ def rows(report: SimulationReport, result: Simulation) -> list[list[str]]:
 
 
 def _is_of_sample(result: Simulation) -> bool:
-    return any(whole_s(run, result.workload) is not None for run in result.runs)
+    return any(whole_time(run, result.workload) is not None for run in result.runs)
 
 
 def _whole_column(report: SimulationReport, result: Simulation, run: SimulatedRun) -> list[str]:
@@ -99,10 +99,12 @@ def _whole_column(report: SimulationReport, result: Simulation, run: SimulatedRu
     has more in the cache than the whole."""
     if not any(map(_is_of_sample, report.results)):
         return []
-    whole = whole_s(run, result.workload)
+    whole = whole_time(run, result.workload)
     if whole is None:
         return ["–"]
-    return [f"{'≥ ' if run.metrics.arm == STOCK else ''}{duration(whole)}"]
+    if run.metrics.arm == STOCK:
+        return [f"≥ {duration(whole.seconds * (1 - whole.error_ratio))}"]
+    return [f"{duration(whole.seconds)} ±{whole.error_ratio:.0%}"]
 
 
 def _own_columns(result: Simulation, run: SimulatedRun) -> list[str]:

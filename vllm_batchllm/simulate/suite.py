@@ -17,7 +17,7 @@ from vllm_batchllm.simulate.bound import lower_bound
 from vllm_batchllm.simulate.pool import Pool
 from vllm_batchllm.simulate.replicas import run_replicas
 from vllm_batchllm.simulate.run import OnProgress, SimulatedRun, run_arm
-from vllm_batchllm.simulate.sample_time import whole_s
+from vllm_batchllm.simulate.sample_time import whole_time
 from vllm_batchllm.simulate.setup import ATTENTION_BOUNDS, Setup, with_reading
 from vllm_batchllm.workloads.batch import Batch
 
@@ -197,7 +197,7 @@ def _run(report: SimulationReport, result: Simulation, run: SimulatedRun) -> dic
             metrics[name] = thinned(metrics[name])
     hours = result.device_hours(run)
     over = "speed_over_sorted" if run.pool is None else "speed_over_first"
-    whole = whole_s(run, result.workload)
+    whole = whole_time(run, result.workload)
     return metrics | {
         "parts": asdict(run.parts),
         "wall_s": run.wall_s,
@@ -205,7 +205,7 @@ def _run(report: SimulationReport, result: Simulation, run: SimulatedRun) -> dic
         "device_hours": hours,
         "cost": None if report.price_per_hour is None else hours * report.price_per_hour,
         "counters": run.counters,
-        **({} if whole is None else {"whole_makespan_s": whole}),
+        **({} if whole is None else {"whole_makespan": whole._asdict()}),
         **run.more_figures(),
     }
 
