@@ -12,7 +12,7 @@ from vllm_batchllm.simulate.arms import Arm, find_arm
 from vllm_batchllm.simulate.run import SimulatedRun, run_arm
 from vllm_batchllm.simulate.sample_time import whole_time
 from vllm_batchllm.simulate.setup import SetupOptions, make_setup
-from vllm_batchllm.simulate.show import WHOLE, header, rows
+from vllm_batchllm.simulate.show import table, whole_clause
 from vllm_batchllm.simulate.suite import SimulationReport, describe, report_to_dict, simulate
 from vllm_batchllm.workloads.batch import Batch
 
@@ -58,15 +58,15 @@ def test_what_is_no_sample_says_nothing_of_a_whole() -> None:
     assert "sample_of" not in describe(batch)
 
 
-def test_the_table_has_a_column_for_it_only_with_a_sample() -> None:
+def test_below_the_table_stands_what_the_whole_takes_only_with_a_sample() -> None:
     setup = make_setup(drawn(40), SetupOptions(max_num_seqs=SEQS))
     for sample_of in (None, 4000):
         batch = drawn(40, sample_of)
         report = SimulationReport((simulate(batch, [STOCK, OURS], setup),))
-        titles = header(report)
-        assert (WHOLE in titles) == (sample_of is not None)
         (result,) = report.results
-        cells = rows(report, result)
-        assert all(len(row) == len(titles) for row in cells)
+        said = whole_clause(result)
+        assert bool(said) == (sample_of is not None)
+        assert str(table(report, result).caption).endswith(said)
         (record,) = report_to_dict(report)["results"]
         assert all(("whole_makespan" in run) == (sample_of is not None) for run in record["runs"])
+    assert said.startswith("\nall 4,000 requests take about: stock ≥ ") and "batchllm" in said

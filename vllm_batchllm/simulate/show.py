@@ -46,8 +46,6 @@ POOL_HEADER = (
     "device-h",
 )
 """Of several replicas. Twice: what they compute and one need not, over all prompt tokens."""
-WHOLE = "all, about"
-"""Makespan of the whole file, where a sample of it ran."""
 
 
 def duration(seconds: float) -> str:
@@ -62,7 +60,6 @@ def header(report: SimulationReport) -> list[str]:
         titles = ONLINE_HEADER
     elif any(result.num_replicas > 1 for result in report.results):
         titles = POOL_HEADER
-    titles += (WHOLE,) if any(map(_is_of_sample, report.results)) else ()
     return [*titles, *(["cost"] if report.price_per_hour is not None else [])]
 
 
@@ -83,28 +80,10 @@ def rows(report: SimulationReport, result: Simulation) -> list[list[str]]:
                 "–" if speed is None else f"{speed:.3f}",
                 *_own_columns(result, run),
                 f"{hours:.3f}",
-                *_whole_column(report, result, run),
                 *_cost(report, hours),
             ]
         )
     return lines + _bound_row(report, result)
-
-
-def _is_of_sample(result: Simulation) -> bool:
-    return any(whole_time(run, result.workload) is not None for run in result.runs)
-
-
-def _whole_column(report: SimulationReport, result: Simulation, run: SimulatedRun) -> list[str]:
-    """About the time of all, where any batch is a sample; the least that it can be in the order of the file, of which a sample
-    has more in the cache than the whole."""
-    if not any(map(_is_of_sample, report.results)):
-        return []
-    whole = whole_time(run, result.workload)
-    if whole is None:
-        return ["–"]
-    if run.metrics.arm == STOCK:
-        return [f"≥ {duration(whole.seconds * (1 - whole.error_ratio))}"]
-    return [f"{duration(whole.seconds)} ±{whole.error_ratio:.0%}"]
 
 
 def _own_columns(result: Simulation, run: SimulatedRun) -> list[str]:
@@ -182,6 +161,23 @@ def sample_clause(workload: Mapping[str, Any]) -> str:
     return f"\n{description}" if description.startswith(SAMPLE) else ""
 
 
+def whole_clause(result: Simulation) -> str:
+    """On a line of its own about how long the whole file takes, where a sample of it ran; in the order of the file the least that it
+    can be, since a sample has more of itself in the cache than the whole has."""
+    found = []
+    for run in result.runs:
+        whole = whole_time(run, result.workload)
+        if whole is None:
+            return ""
+        name = run.metrics.arm
+        if name == STOCK:
+            found.append(f"{name} ≥ {duration(whole.seconds * (1 - whole.error_ratio))}")
+        else:
+            found.append(f"{name} {duration(whole.seconds)} ±{whole.error_ratio:.0%}")
+    num = int(result.workload.get("sample_of", 0))
+    return f"\nall {num:,} requests take about: {', '.join(found)}" if found else ""
+
+
 def table(report: SimulationReport, result: Simulation) -> Table:
     """A table for the terminal."""
     workload, engine = result.workload, result.engine
@@ -193,7 +189,7 @@ def table(report: SimulationReport, result: Simulation) -> Table:
         f"{arrivals_clause(result)}{sample_clause(workload)}",
         caption=f"{engine_of(result)}, "
         f"{engine['kv_blocks']:,} KV blocks of {engine['block_size']} tokens{tuned_as(result)}{best_cut(result)}"
-        f"{units_clause(result)}",
+        f"{units_clause(result)}{whole_clause(result)}",
     )
     cells = rows(report, result)
     for at, title in enumerate(header(report)):  # broken between words, and figures nowhere
