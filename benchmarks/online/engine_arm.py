@@ -8,6 +8,7 @@ The small random model; requests are added when the wall clock says so, and the 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -113,6 +114,8 @@ def main(spec_path: Path, result_path: Path) -> None:
     session = Session(make_llm(spec))
     warm = [[0.0, *request[1:]] for request in spec["requests"][: spec["num_warm"]]]
     session.serve(spec | {"requests": warm}, 1)
+    gc.collect()
+    gc.freeze()  # as vLLM does in a process of the engine's own
     found = session.serve(spec, 2)
     snapshot = getattr(session.scheduler, "batchllm_snapshot", dict)()
     names = ("num_steps_over_target", "num_steps_beyond_target", "num_paused_prefills")

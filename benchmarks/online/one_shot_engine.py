@@ -12,6 +12,7 @@ in a step beyond idling (assumed) · the share of time in steps. Writes `one_sho
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -185,6 +186,8 @@ def main() -> None:
     chosen = parser.parse_args()
     server = Server()
     times_ms = {size: 1e3 * server.batch_s(size) for size in (1, 8, MAX_BATCH)}
+    gc.collect()
+    gc.freeze()  # as vLLM does in a process of the engine's own
     print({size: round(value, 2) for size, value in times_ms.items()}, file=sys.stderr, flush=True)
     blocks: list[Block] = []
     for load in chosen.loads:
