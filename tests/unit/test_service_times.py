@@ -102,9 +102,10 @@ def test_whatever_was_seen_times_are_above_0_and_do_not_fall(
 
 def test_what_taking_requests_in_takes_is_told_beside() -> None:
     times, truth = ServiceTimes(), ServiceTime(0.01, 0.001)
+    times.took_in(50.0)  # nobody came for a while: no intake takes that long
     for _ in range(100):
         times.took_in(0.0002)
-    times.took_in(50.0)  # nobody came for a while: no intake takes that long
+    times.took_in(0.5)  # something else had the thread: three times the mean at most
     times.took_in(-1.0)
     fed(times, [1, 4, 8, 16] * 10, truth)
     learnt = times.learnt

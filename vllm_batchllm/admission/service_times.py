@@ -30,8 +30,8 @@ follows from this, its batches, and how much times scatter."""
 MOST_LONGER = 3.0
 """A batch counts as so many times what was foreseen at most: others may have had the machine meanwhile."""
 
-INTAKES = 256
-"""Requests taken in over which their time is averaged."""
+INTAKES, LONGEST_INTAKE_S = 256, 1.0
+"""Requests taken in over which their time is averaged; what takes longer than the second was a pause, and does not count."""
 
 LEAST_SEEN = 0.5
 """Weight of its batches from which on a size was seen."""
@@ -125,7 +125,7 @@ class ServiceTimes:
 
     def took_in(self, duration_s: float) -> None:
         """The engine's thread needed ``duration_s`` to take a request in."""
-        if not 0 <= duration_s < 3600:
+        if not 0 <= duration_s < LONGEST_INTAKE_S:
             return
         if self._num_intakes >= LEAST_BATCHES:
             duration_s = min(duration_s, MOST_LONGER * self._intake_s)
