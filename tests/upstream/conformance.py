@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "conformance"
 CI_MODES = ("written", "async")
 RUN_TIMEOUT_S = 1800
-ENGINE_RUN_TIMEOUT_S = 300
+ENGINE_RUN_TIMEOUT_S = 900
 
 
 def main() -> int:
