@@ -36,6 +36,8 @@ from pooled import make
 from vllm.config import KVTransferConfig
 from vllm.config.lora import LoRAConfig
 from vllm.lora.request import LoRARequest
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
@@ -49,7 +51,8 @@ NUM_STEPS, NUM_ARRIVALS = 60, 12
 class Setup:
     """An engine, and who waits in it.
 
-    fields: of request ``number``, beside its prompt. num_slots: adapters that a step can hold. options: of our scheduler.
+    fields: of request ``number``, beside its prompt. num_slots: adapters that a step can hold. encoder_tokens: of images
+    that a step can encode, and ten times that in the cache of encoded ones. options: of our scheduler.
     """
 
     num_waiting: int
@@ -63,6 +66,7 @@ class Setup:
     max_num_seqs: int = 64
     max_tokens: int = 32
     prefix_tokens: int = 64
+    encoder_tokens: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,6 +86,15 @@ def undecided(number: int) -> dict[str, Any]:
     return {"transfer": {"undecided": 10**9}}
 
 
+def image(number: int) -> dict[str, Any]:
+    """An image of its own right behind what is shared."""
+    place = PlaceholderRange(offset=64, length=32)
+    feature = MultiModalFeatureSpec(
+        data=None, modality="image", identifier=f"image-{number}", mm_position=place
+    )
+    return {"mm_features": [feature]}
+
+
 def plain(number: int) -> dict[str, Any]:
     """Nothing beside the prompt."""
     return {}
@@ -95,6 +108,7 @@ STEP_CASES: dict[str, Setup] = {
     },
     **{f"adapters-{n}": Setup(10_000, adapter_of(n), num_slots=4) for n in (1, 4, 100)},
     "ask-again": Setup(10_000, undecided, has_connector=True),
+    "images": Setup(10_000, image, max_num_seqs=1_024, encoder_tokens=4 * 32),
     "blocks-16": Setup(2_000, plain, max_num_seqs=1_024, num_blocks=16_000),
     "blocks-1056": Setup(2_000, plain, max_num_seqs=1_024, block_size=1_056, num_blocks=2_000),
     **{
@@ -154,6 +168,9 @@ def build(arm: str, model: str, setup: Setup) -> Any:
     specs += [layer_kinds.window(1_024, setup.block_size)] * (setup.num_groups - 1)
     scheduler = make(ARMS[arm], config, specs)
     scheduler.max_model_len = 2_000_000
+    if setup.encoder_tokens:
+        scheduler.max_num_encoder_input_tokens = setup.encoder_tokens
+        scheduler.encoder_cache_manager = EncoderCacheManager(10 * setup.encoder_tokens)
     return scheduler
 
 

@@ -72,6 +72,14 @@ SCHEDULING: tuple[VLLMSymbol, ...] = (
         parameters=("request", "timestamp", "drop_stale_output"),
     ),
     VLLMSymbol(
+        f"{SCHEDULER}._try_schedule_encoder_inputs",
+        why="from 0.33 on a step looks at everybody who waits once images no longer fit the encoder",
+        how="overridden; calls super and tells the queue whether the answer's second figure, the tokens to be "
+        "computed, is 0",
+        until="vLLM ends the admissions of a step where the encoder is spent",
+        parameters=("request", "num_computed_tokens", "num_new_tokens", "encoder_compute_budget"),
+    ),
+    VLLMSymbol(
         f"{SCHEDULER}.add_request",
         why="a request that can never be served must not block the queue",
         how="overridden; calls super, then puts such a request into `grammar_compile_error_reqs`, "

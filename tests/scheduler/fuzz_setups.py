@@ -11,14 +11,18 @@ from fuzz_engine import Clock, FuzzEngine
 from hypothesis import strategies as st
 from pooled import KV_GROUPS, make
 from vllm.config import KVTransferConfig, SpeculativeConfig, VllmConfig
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
 from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.admission.hints import MAX_HINT
 from vllm_batchllm.ordering.policies import ORDERS
+from vllm_batchllm.scheduler.encoder_gate import EncoderGate
 from vllm_batchllm.scheduler.scheduler import create_scheduler
 
 BLOCK_SIZE = 4
 NUM_DRAFTS = 3
+IMAGE_TOKENS = 3
 
 ONLINE: dict[str, dict[str, Any]] = {
     "steps": {"target_tbt_ms": 5.0},
@@ -84,6 +88,7 @@ arrivals = st.fixed_dictionaries(
         "reads_cache": st.sampled_from([True] * 7 + [False] * 3),
         "readable_tokens": st.none() | st.integers(0, 40),
         "kind": st.sampled_from(["plain"] * 5 + ["session"] * 3 + ["grammar"]),
+        "image": st.sampled_from([None, *range(8)]),
     }
 )
 transfers = st.fixed_dictionaries(
@@ -96,6 +101,18 @@ transfers = st.fixed_dictionaries(
         "saves": st.integers(0, 4),
     }
 )
+
+
+def images(image: int | None, num_tokens: int) -> list[MultiModalFeatureSpec]:
+    """One of eight images at one of two places of a prompt, if there is one and it is long enough."""
+    if image is None or num_tokens <= 2 * IMAGE_TOKENS:
+        return []
+    place = PlaceholderRange(offset=image % 2 * IMAGE_TOKENS, length=IMAGE_TOKENS)
+    return [
+        MultiModalFeatureSpec(
+            data=None, modality="image", identifier=f"image {image}", mm_position=place
+        )
+    ]
 
 
 def is_good_hint(hint: object) -> bool:
@@ -141,7 +158,7 @@ def vllm_config(
 
 
 def make_engine(model: str, feature: str, is_async: bool, setup: dict[str, Any]) -> FuzzEngine:
-    """An engine around a new scheduler; ``feature`` is "plain", "drafts" or "connector"."""
+    """An engine around a new scheduler; ``feature`` is "plain", "drafts", "connector" or "images"."""
     names = ("order", "admission", "max_wait_s")
     online = setup.get("online")
     if online == "classes" and setup["policy"] != "priority":
@@ -159,4 +176,8 @@ def make_engine(model: str, feature: str, is_async: bool, setup: dict[str, Any])
     specs = KV_GROUPS[setup["groups"]]
     scheduler = make(create_scheduler, config, specs, environment=Environment("cpu", Clock()))
     scheduler.use_v2_model_runner = setup["is_v2"]
+    if feature == "images":  # two in a step, three encoded ones kept
+        scheduler.max_num_encoder_input_tokens = 2 * IMAGE_TOKENS
+        scheduler.encoder_cache_manager = EncoderCacheManager(3 * IMAGE_TOKENS)
+        scheduler.prefix_queue.encoder = EncoderGate(most_refused=2)
     return FuzzEngine(scheduler, specs)

@@ -27,6 +27,7 @@ MOST_MS_PER_ARRIVAL = 2.0
         "priorities-2000",
         "adapters-100",
         "ask-again",
+        "images",
         "blocks-1056",
         "online-tbt-64",
         "online-one-shot-64",

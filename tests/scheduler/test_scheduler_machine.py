@@ -16,10 +16,11 @@ from fake_worker import STOP
 from fuzz_books import Account
 from fuzz_budget import Budget, run_steps
 from fuzz_engine import AnyGrammar, FuzzEngine
-from fuzz_setups import arrivals, is_good_hint, make_engine, prompts, setups, transfers
+from fuzz_setups import arrivals, images, is_good_hint, make_engine, prompts, setups, transfers
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from pooled import pool_of
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import Request
@@ -105,10 +106,18 @@ class EngineMachine(RuleBasedStateMachine):
             block_size=self.engine.scheduler.hash_block_size,
             sampling=sampling | {"stop_token_ids": [STOP] if arrival["stops"] else []},
             cache_salt=arrival["salt"],
+            mm_features=self.images(arrival, resumable),
             priority=arrival["priority"],
             arrival_time=float(self.num_requests),
             resumable=resumable,
         )
+
+    def images(
+        self, arrival: dict[str, Any], resumable: bool
+    ) -> list[MultiModalFeatureSpec] | None:
+        if self.feature != "images" or resumable or "image" not in arrival:
+            return None
+        return images(arrival["image"], len(arrival["prompt"]))
 
     def sessions(self) -> dict[str, Account]:
         accounts = self.engine.books.open()
@@ -208,7 +217,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.budget.count("drain", self.engine.num_steps - before)
 
 
-@pytest.mark.parametrize("feature", ["plain", "drafts", "connector"])
+@pytest.mark.parametrize("feature", ["plain", "drafts", "connector", "images"])
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_every_request_ends_once_with_its_own_tokens_and_every_block_comes_back(
     llama, fuzz_budget, feature, is_async
@@ -216,5 +225,5 @@ def test_every_request_ends_once_with_its_own_tokens_and_every_block_comes_back(
     run_steps(
         lambda: EngineMachine(llama, feature, is_async, fuzz_budget),
         fuzz_budget,
-        share=1 / 6,
+        share=1 / 8,
     )

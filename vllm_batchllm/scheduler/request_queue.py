@@ -9,7 +9,7 @@ admitted next and nothing else; the whole of ``Scheduler.schedule`` stays vLLM's
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import count, islice
 from typing import Any
 
@@ -31,6 +31,7 @@ from vllm_batchllm.ordering.priorities import (
 )
 from vllm_batchllm.prefix.forest import PrefixForest
 from vllm_batchllm.prefix.node import PrefixNode
+from vllm_batchllm.scheduler.encoder_gate import EncoderGate
 from vllm_batchllm.scheduler.waiting_demand import OneQueueDemand, RankedDemand, WaitingDemand
 
 
@@ -48,8 +49,10 @@ class PrefixGroupQueue(RequestQueue):
         pool: is told who waits, so that it keeps their blocks; those requeued are the most urgent
             of their priority.
         expect: output expected of a request, tokens; None for its ``max_tokens``.
-        slots: which adapters a step can still take; None where that is no limit. While none can start, the
-            queue is empty by its truth value, and vLLM asks no further; ``len`` counts everybody.
+        slots: which adapters a step can still take; None where that is no limit.
+
+    While none can start, for want of a slot or of the encoder, the queue is empty by its truth value, and vLLM asks no
+    further; ``len`` counts everybody.
 
     ``len`` is O(1); peek and pop amortised O(log n); removal O(depth).
     """
@@ -66,6 +69,8 @@ class PrefixGroupQueue(RequestQueue):
         slots: AdapterSlots | None = None,
     ) -> None:
         self.slots = slots
+        self.encoder = EncoderGate()
+        """Whether the encoder still takes images in this step."""
         self._by_priority = by_priority
         self._waits: LongestWaits[Request] | None = None
         if by_priority and max_wait_s is not None:
@@ -149,12 +154,13 @@ class PrefixGroupQueue(RequestQueue):
         for request in requests:
             self.prepend_request(request)
 
-    def begin_step(self, running: Iterable[Request]) -> None:
+    def begin_step(self, running: Collection[Request]) -> None:
         """A step begins in which ``running`` run: their adapters have their slots.
 
         Where somebody who had waited too long was shown in the last step and could not start, those who are more urgent
         are shown in this one: they need not wait for its memory.
         """
+        self.encoder.begin_step(bool(running))
         if self._waits is not None:
             self._waits.begin_step()
             self._head = None
@@ -164,17 +170,18 @@ class PrefixGroupQueue(RequestQueue):
 
     def end_step(self) -> int:
         """The step is over: what was popped and not put back has left. Returns how many could not
-        start in it for want of an adapter's slot."""
+        start in it for want of an adapter's slot or of the encoder."""
         for request in self._in_hand:
             self.demand.left(request)
         self._in_hand.clear()
         self._take_slot()
+        num_without_encoder = self._num_waiting if self.encoder.end_step() else 0
         if self.slots is None or not self.slots.are_taken:
-            return 0
+            return num_without_encoder
         can_start = bool(self)
         self.slots.end_step()
         self._head = None
-        return 0 if can_start else self._num_waiting
+        return num_without_encoder if can_start else self._num_waiting
 
     def remove_request(self, request: Request) -> None:
         """Take an aborted request out. Raises ValueError if it does not wait here."""
@@ -214,6 +221,8 @@ class PrefixGroupQueue(RequestQueue):
         return group_queue is not None and request in group_queue
 
     def __bool__(self) -> bool:
+        if self.encoder.is_closed:
+            return False
         if self.slots is None:
             return self._num_waiting > 0
         self._take_slot()
@@ -297,6 +306,7 @@ class PrefixGroupQueue(RequestQueue):
 
     def _count(self, request: Request, change: int) -> None:
         self._num_waiting += change
+        self.encoder.counted(request.has_encoder_inputs, change)
         if request.priority <= INTERACTIVE_PRIORITY:
             self.num_interactive += change
 
@@ -312,6 +322,7 @@ class PrefixGroupQueue(RequestQueue):
         """Raise AssertionError where a structural promise is broken. O(n)."""
         self._queues.check_integrity()
         assert sum(map(len, self.group_queues)) == self._num_waiting, "a request went missing"
+        self.encoder.check_integrity(sum(not r.has_encoder_inputs for r in self))
         assert self._head is None or self._head in self, "the head does not wait here"
 
 

@@ -21,7 +21,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request, StreamingUpdate
+from vllm.v1.request import Request, RequestStatus, StreamingUpdate
 
 from vllm_batchllm.admission.controller import AdmissionController
 from vllm_batchllm.admission.environment import Clock, Environment
@@ -70,6 +70,8 @@ class PrefixGroupMixin(Scheduler):
     max_num_scheduled_tokens: int
     online: OnlineControl | None = None
     """What a server asks for beyond throughput; None where it asks for nothing."""
+    prefix_queue: PrefixGroupQueue | None = None
+    """Who waits, by prefix groups; None where prefix caching is off. With `release` there are held ones before it."""
 
     def __init__(
         self,
@@ -102,10 +104,8 @@ class PrefixGroupMixin(Scheduler):
             self.kv_cache_manager, self.kv_cache_config, self.vllm_config.parallel_config
         )
         self.token_budget = make_token_budget(self, self.batchllm_config, environment.platform)
-        self.prefix_queue = self._make_queue(environment.clock) if shares_prefixes else None
-        """Who waits, by prefix groups; None where prefix caching is off. With `release` there are held ones before it."""
-        if self.prefix_queue is not None:
-            self.waiting = self.prefix_queue
+        if shares_prefixes:
+            self.waiting = self.prefix_queue = self._make_queue(environment.clock)
         self.online = self._make_online(environment.clock)
         install_counters_utility()
         logger.info(
@@ -224,11 +224,11 @@ class PrefixGroupMixin(Scheduler):
             self.max_num_scheduled_tokens = step.num_tokens
 
     def _end_step(self, queue: PrefixGroupQueue) -> None:
-        """What was popped has left. Whoever waits for a slot or for the pace does not show that capacity
+        """What was popped has left. Whoever waits for a slot, the encoder or the pace does not show that capacity
         is spent: with data parallelism vLLM would stop balancing the prefills of its engines."""
-        num_without_slot = queue.end_step()
+        num_kept_out = queue.end_step()
         is_paced = self.admission is not None and self.admission.step.refusal == "pace"
-        if is_paced or num_without_slot:
+        if is_paced or num_kept_out:
             self.prefill_capacity_bound = False
 
     def _tokens_held(self) -> dict[str, int]:
@@ -275,6 +275,17 @@ class PrefixGroupMixin(Scheduler):
         self.batchllm_counters.cut_short(request.num_prompt_tokens, request.num_computed_tokens)
         super()._preempt_request(request, timestamp, drop_stale_output)
         self._end_if_hopeless(request)
+
+    def _try_schedule_encoder_inputs(
+        self, request: Request, *args: Any, **kwargs: Any
+    ) -> tuple[list[int], int, int, list[int], list[int]]:
+        """vLLM's; the queue learns who does not fit the encoder in this step."""
+        found: tuple[list[int], int, int, list[int], list[int]]
+        found = super()._try_schedule_encoder_inputs(request, *args, **kwargs)
+        if self.prefix_queue is not None and request.status != RequestStatus.RUNNING:
+            num_new_tokens = found[1]
+            self.prefix_queue.encoder.answered(is_refused=num_new_tokens == 0)
+        return found
 
     def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:
         super()._update_request_as_session(session, update)
