@@ -11,7 +11,7 @@ import numpy as np
 
 from vllm_batchllm.simulate.arms import OURS, STOCK, find_arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime, StepWork
-from vllm_batchllm.simulate.graphs import Mode
+from vllm_batchllm.simulate.graphs import Agreed, Mode
 from vllm_batchllm.simulate.online import OnlineRun, run_online
 from vllm_batchllm.simulate.setup import SetupOptions, make_setup
 from vllm_batchllm.workloads.batch import Batch
@@ -63,9 +63,13 @@ class RecordedCosts:
         """As the costs say."""
         return self.costs.mode_of(work)
 
-    def time_of(self, work: StepWork) -> StepTime:
+    def agreed(self, works: Sequence[StepWork]) -> Agreed | None:
         """As the costs say."""
-        time = self.costs.time_of(work)
+        return self.costs.agreed(works)
+
+    def time_of(self, work: StepWork, together: Agreed | None = None) -> StepTime:
+        """As the costs say."""
+        time = self.costs.time_of(work, together)
         self.steps.append((work.prefill_pairs > 0, time.total_s))
         return time
 

@@ -23,7 +23,7 @@ from sim_rows import table
 from vllm_batchllm.attention.grouping import GroupingRule
 from vllm_batchllm.measure.environment import usable_cores
 from vllm_batchllm.simulate.cost_model import Roofline, StepTime, StepWork
-from vllm_batchllm.simulate.graphs import Mode
+from vllm_batchllm.simulate.graphs import Agreed, Mode
 from vllm_batchllm.simulate.shared_kv import KVReading, SharedKVMeter
 from vllm_batchllm.workloads.catalog import workload_names
 
@@ -49,8 +49,11 @@ class AllReadings:
     def mode_of(self, work: StepWork) -> Mode | None:
         return self.costs[0].mode_of(work)
 
-    def time_of(self, work: StepWork) -> StepTime:
-        times = [costs.time_of(work) for costs in self.costs]
+    def agreed(self, works: Sequence[StepWork]) -> Agreed | None:
+        return self.costs[0].agreed(works)
+
+    def time_of(self, work: StepWork, together: Agreed | None = None) -> StepTime:
+        times = [costs.time_of(work, together) for costs in self.costs]
         for costs, spent in zip(self.costs, times, strict=True):
             self.totals[costs.kv_reading] = self.totals.get(costs.kv_reading, 0.0) + spent.total_s
         self._count(work)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.simulate.arms import find_arm
 from vllm_batchllm.simulate.cost_model import Roofline, StepTime, StepWork
 from vllm_batchllm.simulate.engine import scheduler_class, shared_config
+from vllm_batchllm.simulate.graphs import Agreed
 from vllm_batchllm.simulate.online import EngineHangs, OnlineRun, run_online
 from vllm_batchllm.simulate.online_engine import OnlineEngine
 from vllm_batchllm.simulate.ring import build_on, make_requests, sample
@@ -38,7 +40,10 @@ class Whole:
     def mode_of(self, work: StepWork) -> None:
         return None
 
-    def time_of(self, work: StepWork) -> StepTime:
+    def agreed(self, works: Sequence[StepWork]) -> None:
+        return None
+
+    def time_of(self, work: StepWork, together: Agreed | None = None) -> StepTime:
         num_decodes = work.num_requests if not work.prefill_pairs else work.num_requests - 1
         return StepTime(
             step_s=1.0, linear_s=float((work.num_tokens - num_decodes) // self.tokens_per_s)

@@ -18,7 +18,8 @@ from vllm_batchllm.hardware.models import MODELS
 from vllm_batchllm.prefix.best_saving import optimal_saved_tokens
 from vllm_batchllm.simulate import replicas
 from vllm_batchllm.simulate.arms import find_arm
-from vllm_batchllm.simulate.cost_model import Constants, Roofline
+from vllm_batchllm.simulate.cost_model import Constants, Roofline, StepWork
+from vllm_batchllm.simulate.graphs import Graphs, capture_sizes
 from vllm_batchllm.simulate.placement import PLACEMENTS
 from vllm_batchllm.simulate.pool import Pool
 from vllm_batchllm.simulate.replicas import run_replicas
@@ -153,3 +154,72 @@ def test_more_replicas_than_requests_are_idle() -> None:
 def test_a_request_larger_than_the_cache_is_refused() -> None:
     with pytest.raises(UsageError, match="there are 2"):
         served(Pool(2), sizes=replace(SIZES, num_blocks=2))
+
+
+GRAPHED = replace(COSTS, graphs=Graphs(capture_sizes(64), launch_s=1e-3))
+
+
+def in_lockstep(num: int, batch: Batch, costs: Roofline = GRAPHED, **fields: Any) -> SimulatedRun:
+    pool = Pool(num, "round-robin", lockstep=True, **fields)
+    return run_replicas(batch, find_arm("batchllm"), SIZES, costs, pool, saved(batch))
+
+
+def test_one_rank_in_lockstep_is_one_alone() -> None:
+    alone = run_replicas(
+        BATCH, find_arm("batchllm"), SIZES, GRAPHED, Pool(1, "round-robin"), saved(BATCH)
+    )
+    assert figures(in_lockstep(1, BATCH)) == figures(alone)
+
+
+def test_ranks_in_lockstep_take_the_worst_mode_and_wait_for_the_slowest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against a sum over the steps made here, by the rule as it is written."""
+    steps: list[list[StepWork]] = []
+    agreed = Roofline.agreed
+
+    def told(costs: Roofline, works: list[StepWork]) -> Any:
+        steps.append(list(works))
+        return agreed(costs, works)
+
+    monkeypatch.setattr(Roofline, "agreed", told)
+    run = in_lockstep(3, BATCH)
+    graphs, right_s, modes = GRAPHED.graphs, 0.0, Counter[str]()
+    assert graphs is not None
+    for works in steps:
+        mode = "full"
+        if any(work.num_tokens != work.num_requests for work in works):
+            mode = "piecewise"
+        if any(work.num_tokens > graphs.sizes[-1] for work in works):
+            mode = "none"
+        modes[mode] += len(works)
+        widest = max(work.num_tokens for work in works)
+        size = next((size for size in graphs.sizes if size >= widest), 0)
+        device = [
+            GRAPHED._device_time(work, work.num_tokens if mode == "none" else size)
+            for work in works
+        ]
+        launches = {"full": 0, "piecewise": 4, "none": 12}[mode] * GRAPHED.model.num_layers
+        host_s = 1e-3 * (1 + launches)
+        right_s += max(
+            max(time.total_s - time.step_s - time.requests_s, host_s)
+            + time.step_s
+            + time.requests_s
+            for time in device
+        )
+    assert run.metrics.makespan_s == pytest.approx(right_s)
+    assert run.graph_modes == dict(modes) and len(modes) == 3
+    apart = run_replicas(
+        BATCH, find_arm("batchllm"), SIZES, GRAPHED, Pool(3, "round-robin"), saved(BATCH)
+    )
+    assert apart.metrics.makespan_s < run.metrics.makespan_s
+    assert run.pool is not None and sum(run.pool.num_requests) == BATCH.num_requests
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_all_requests_end_in_lockstep_wherever_they_are_placed(placement: str) -> None:
+    run = run_replicas(
+        BATCH, find_arm("batchllm"), SIZES, GRAPHED, Pool(3, placement, 0.5, True), saved(BATCH)
+    )
+    assert run.pool is not None and sum(run.pool.num_requests) == BATCH.num_requests
+    assert run.metrics.output_tokens == BATCH.output_tokens

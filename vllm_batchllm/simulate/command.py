@@ -45,6 +45,7 @@ from vllm_batchllm.simulate.options import (
     SOURCES,
     ArrivalsKind,
     BurstSize,
+    Lockstep,
     Lookahead,
     Placement,
     Price,
@@ -97,6 +98,7 @@ def simulate(
     replicas: Replicas = 1,
     placement: Placement = None,
     slowest_speed: SlowestSpeed = None,
+    lockstep: Lockstep = False,
     arrivals: ArrivalsKind = None,
     rate: Rate = None,
     burst_size: BurstSize = None,
@@ -115,7 +117,7 @@ def simulate(
         traffic = arrivals_of(arrivals, rate, burst_size, seed)
         _refuse_with_arrivals(traffic, replicas, report)
         arms = _arms(policy, option, DEFAULT_ARMS if traffic is None else ONLINE_ARMS)
-        pools = _pools(replicas, placement, slowest_speed)
+        pools = _pools(replicas, placement, slowest_speed, lockstep)
         columns = Columns(prompt_column, messages_column)
         inputs = InputOptions(
             scale, num_requests, seed, tokenizer, output_tokens, trace_block_size, columns
@@ -167,7 +169,10 @@ def _tell_interrupted(book: Book | None, out: Path | None) -> None:
 
 
 def _pools(
-    num_replicas: int, placements: Sequence[str] | None, slowest_speed: float | None
+    num_replicas: int,
+    placements: Sequence[str] | None,
+    slowest_speed: float | None,
+    lockstep: bool,
 ) -> list[Pool]:
     """One for each placement. Raises UsageError."""
     from vllm_batchllm.simulate.pool import Pool
@@ -177,10 +182,12 @@ def _pools(
             if value is not None:
                 shown = ", ".join(value) if isinstance(value, list) else value
                 raise UsageError(f"{name} {shown} is for several replicas; give --replicas, too")
+        if lockstep:
+            raise UsageError("--lockstep is for several replicas; give --replicas, too")
         return [Pool()]
     speed = 1.0 if slowest_speed is None else slowest_speed
     names = dict.fromkeys(placements or [OURS_PLACED])
-    return [Pool(num_replicas, name, speed) for name in names]
+    return [Pool(num_replicas, name, speed, lockstep) for name in names]
 
 
 def _plans(

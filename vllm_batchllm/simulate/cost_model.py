@@ -10,13 +10,14 @@ calibration run on the real engine has found.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Protocol, Self
 
 from vllm_batchllm.errors import UsageError
 from vllm_batchllm.hardware.devices import Device
 from vllm_batchllm.hardware.models import ModelShape
-from vllm_batchllm.simulate.graphs import Graphs, Mode
+from vllm_batchllm.simulate.graphs import Agreed, Graphs, Mode, agreed
 from vllm_batchllm.simulate.shared_kv import KVReading, SharedWork, launches_s, read_as_tokens
 from vllm_batchllm.simulate.step_costs import StepCosts
 
@@ -106,8 +107,11 @@ class CostModel(Protocol):
     def mode_of(self, work: StepWork) -> Mode | None:
         """Which graphs a step that does `work` can replay; None where graphs are not looked at."""
 
-    def time_of(self, work: StepWork) -> StepTime:
-        """The parts of a step that does `work`."""
+    def time_of(self, work: StepWork, together: Agreed | None = None) -> StepTime:
+        """The parts of a step that does `work`. together: what ranks in lockstep have agreed on; None for an engine alone."""
+
+    def agreed(self, works: Sequence[StepWork]) -> Agreed | None:
+        """What ranks in lockstep that do `works` agree on; None where graphs are not looked at."""
 
     @property
     def reads_shared_kv_once(self) -> bool:
@@ -146,15 +150,19 @@ class Roofline:
         """Which graphs a step that does `work` can replay; None where graphs are not looked at."""
         return None if self.graphs is None else self.graphs.mode_of(work)
 
-    def time_of(self, work: StepWork, mode: Mode | None = None) -> StepTime:
-        """The parts of a step that does `work`.
+    def agreed(self, works: Sequence[StepWork]) -> Agreed | None:
+        """What ranks in lockstep that do `works` agree on; None where graphs are not looked at."""
+        return None if self.graphs is None else agreed(works, self.graphs)
 
-        mode: in which it is run; None for its own. With data parallelism it is that of another rank.
-        """
+    def time_of(self, work: StepWork, together: Agreed | None = None) -> StepTime:
+        """The parts of a step that does `work`. together: what ranks in lockstep have agreed on; None for an engine alone."""
         if self.graphs is None:
             return self._device_time(work, work.num_tokens)
-        mode = mode or self.graphs.mode_of(work)
-        time = self._device_time(work, self.graphs.padded(work.num_tokens, mode))
+        mode = self.graphs.mode_of(work) if together is None else together.mode
+        num_tokens = self.graphs.padded(work.num_tokens, mode)
+        if together is not None:
+            num_tokens = max(num_tokens, together.num_tokens)
+        time = self._device_time(work, num_tokens)
         busy_s = time.total_s - time.step_s - time.requests_s
         time.launch_s = max(self.graphs.host_s(mode, self.model.num_layers) - busy_s, 0.0)
         return time
@@ -224,7 +232,11 @@ class Measured:
         """None: on a CPU nothing is captured."""
         return None
 
-    def time_of(self, work: StepWork) -> StepTime:
+    def agreed(self, works: Sequence[StepWork]) -> Agreed | None:
+        """None: on a CPU nothing is captured."""
+        return None
+
+    def time_of(self, work: StepWork, together: Agreed | None = None) -> StepTime:
         """The parts of a step that does `work`."""
         num_prefill = max(work.num_tokens - work.num_sampled, 0)
         return StepTime(

@@ -15,6 +15,7 @@ from vllm_batchllm.admission.environment import Environment
 from vllm_batchllm.scheduler.scheduler import AsyncBatchLLMScheduler, BatchLLMScheduler
 from vllm_batchllm.simulate.arms import Arm
 from vllm_batchllm.simulate.cost_model import CostModel, StepTime, StepWork
+from vllm_batchllm.simulate.graphs import Agreed
 from vllm_batchllm.simulate.ring import (
     RingSpec,
     build_on,
@@ -99,12 +100,19 @@ class ChargedScheduler:
 
     def charge(self, output: Any, made: Any) -> float:
         """What the step that was just put together takes, seconds; it is in the books then."""
+        return self.book(self.work_of(output, made))
+
+    def work_of(self, output: Any, made: Any) -> StepWork:
+        """What the step that was just put together does."""
         num_sampled = sum(map(bool, made.sampled_token_ids))
-        work = self._meter.work_of(output, num_sampled, held_kv_tokens(self.scheduler))
-        mode = self._costs.mode_of(work)
+        return self._meter.work_of(output, num_sampled, held_kv_tokens(self.scheduler))
+
+    def book(self, work: StepWork, together: Agreed | None = None) -> float:
+        """Seconds of a step that does `work`. together: what ranks in lockstep have agreed on; None for an engine alone."""
+        mode = self._costs.mode_of(work) if together is None else together.mode
         if mode is not None:
             self.modes[mode] += 1
-        spent = self._costs.time_of(work)
+        spent = self._costs.time_of(work, together)
         if self._speed != 1:
             spent = spent.divided(self._speed)
         self.parts.add(spent)
@@ -131,6 +139,7 @@ class SimulatedEngine(ChargedScheduler):
     ) -> None:
         super().__init__(batch, arm, sizes, costs, **options)
         self._in_flight: deque[tuple[Any, Any]] = deque()
+        self._is_idle = True
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
@@ -138,16 +147,29 @@ class SimulatedEngine(ChargedScheduler):
 
     def step(self) -> set[str]:
         """One step; with async scheduling, put together while the one before it runs. Who has ended with it."""
-        scheduler, in_flight = self.scheduler, self._in_flight
+        work = self.put_together()
+        if work is not None:
+            self.clock.now_s += self.book(work)
+        return self.take_back()
+
+    def put_together(self) -> StepWork | None:
+        """The first half of a step: its work, not in the books yet; None if it gives the device nothing to do."""
+        scheduler = self.scheduler
         output = scheduler.schedule()
         made = sample(scheduler, output, self.ends)
-        if output.total_num_scheduled_tokens:
-            self.clock.now_s += self.charge(output, made)
-            in_flight.append((output, made))
-        elif not in_flight:  # nothing to do but what has ended
+        self._is_idle = not output.total_num_scheduled_tokens
+        if not self._is_idle:
+            self._in_flight.append((output, made))
+            return self.work_of(output, made)
+        if not self._in_flight:  # nothing to do but what has ended
             scheduler.update_from_output(output, made)
-        if len(in_flight) >= self.depth or (in_flight and not output.total_num_scheduled_tokens):
-            scheduler.update_from_output(*in_flight.popleft())
+        return None
+
+    def take_back(self) -> set[str]:
+        """The second half: what the oldest step in flight has made, if it is its turn. Who has ended with it."""
+        in_flight = self._in_flight
+        if len(in_flight) >= self.depth or (in_flight and self._is_idle):
+            self.scheduler.update_from_output(*in_flight.popleft())
         return self.forget_ended()
 
 

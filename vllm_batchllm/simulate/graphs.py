@@ -70,6 +70,17 @@ class Graphs:
         return self.launch_s * (1 + launches * num_layers)
 
 
-def worst(modes: Sequence[Mode]) -> Mode:
-    """The mode of all data-parallel ranks of a step: that of the one which is worst off."""
-    return max(modes, key=MODES.index)
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What ranks that do every step together do alike: the mode, and tokens, where a rank with fewer is padded (0: none is)."""
+
+    mode: Mode
+    num_tokens: int
+
+
+def agreed(works: Sequence[StepWork], graphs: Graphs) -> Agreed:
+    """What data-parallel ranks of a mixture of experts agree on: the mode of the one that is worst off, and, where any graph
+    is replayed, the tokens of the largest (vLLM's `coordinate_batch_across_dp`)."""
+    mode = max((graphs.mode_of(work) for work in works), key=MODES.index)
+    most = max(work.num_tokens for work in works)
+    return Agreed(mode, 0 if mode == "none" else graphs.padded(most, mode))

@@ -41,6 +41,12 @@ Placement = Annotated[
 SlowestSpeed = Annotated[
     float | None, typer.Option(help="Of the first of several replicas; the others run at 1.")
 ]
+Lockstep = Annotated[
+    bool,
+    typer.Option(
+        help="Replicas make every step together, as data-parallel ranks of a mixture of experts."
+    ),
+]
 ArrivalsKind = Annotated[
     str | None,
     typer.Option(

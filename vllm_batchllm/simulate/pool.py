@@ -23,7 +23,8 @@ _FEWEST = 8
 class Pool:
     """Replicas that share a batch.
 
-    placement: who gets which requests (`placement.py`). slowest_speed: of the first replica; the others run at 1.
+    placement: who gets which requests (`placement.py`). slowest_speed: of the first replica; the others run at 1. lockstep: all make
+    every step together.
 
     Raises:
         UsageError: a figure out of range, or an unknown placement.
@@ -32,6 +33,7 @@ class Pool:
     num_replicas: int = 1
     placement: str = OURS_PLACED
     slowest_speed: float = 1.0
+    lockstep: bool = False
 
     def __post_init__(self) -> None:
         check_placement(self.placement)

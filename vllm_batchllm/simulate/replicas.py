@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One batch on several replicas: real schedulers in one process, each with a clock of its own.
-
-The replica whose clock is furthest behind makes the next step, so whoever takes from another does it when its turn has come. A
-request is made when it is handed over and dropped when it has ended: what waits costs its tokens and no more.
-"""
+"""One batch on several replicas: real schedulers in one process, and the figures of all together."""
 
 from __future__ import annotations
 
 import gc
-import heapq
 import math
 import time
 from collections import Counter
@@ -27,28 +22,9 @@ from vllm_batchllm.simulate.placement import FIXED, OURS_PLACED, prefix_order, s
 from vllm_batchllm.simulate.pool import Pool, PoolFigures, Window
 from vllm_batchllm.simulate.ring import RequestMaker
 from vllm_batchllm.simulate.run import OnProgress, SimulatedRun
+from vllm_batchllm.simulate.serving import LockstepServing, Replica, Serving
 from vllm_batchllm.simulate.sizes import EngineSizes, check_fits
 from vllm_batchllm.workloads.batch import Batch
-
-ASK_AGAIN = 0.01
-"""Share of the time so far after which a replica that got nothing asks again."""
-
-
-class _Replica:
-    """One engine, and what it was handed."""
-
-    def __init__(self, number: int, engine: SimulatedEngine) -> None:
-        self.number, self.engine = number, engine
-        self.handed: list[int] = []
-        self.asks_at_s = 0.0
-
-    @property
-    def now_s(self) -> float:
-        return self.engine.clock.now_s
-
-    @property
-    def busy_s(self) -> float:
-        return self.engine.parts.total_s
 
 
 def run_replicas(
@@ -83,7 +59,8 @@ def run_replicas(
         for replica in replicas:
             stack.enter_context(record(replica.engine.scheduler, into=steps))
         maker = RequestMaker(batch, sizes.block_size)
-        _Serving(batch, feed, window, maker, replicas, on_progress).run()
+        serving = LockstepServing if pool.lockstep else Serving
+        serving(batch, feed, window, maker, replicas, costs, on_progress).run()
     steps.plan_s /= pool.num_replicas
     inputs = RunInputs(batch.num_requests, batch.prompt_tokens, batch.output_tokens, optimal_saved)
     makespan_s = max(replica.now_s for replica in replicas)
@@ -100,13 +77,13 @@ def run_replicas(
 
 def _make_replicas(
     batch: Batch, arm: Arm, sizes: EngineSizes, costs: CostModel, pool: Pool, feed: Feed
-) -> list[_Replica]:
+) -> list[Replica]:
     config = shared_config(batch, arm, sizes)
     replicas = []
     for number, speed in enumerate(pool.speeds):
         told = partial(feed.worked, number)
         engine = SimulatedEngine(batch, arm, sizes, costs, config=config, speed=speed, on_work=told)
-        replicas.append(_Replica(number, engine))
+        replicas.append(Replica(number, engine))
         gc.freeze()  # an engine is as many objects as it has KV blocks, and they stay
     return replicas
 
@@ -123,79 +100,6 @@ def _new_tokens(batch: Batch, planned: PlannedFeed | None, sizes: EngineSizes) -
     return (batch.prompt_tokens - int(hits.sum())) / batch.num_requests
 
 
-class _Serving:
-    """A batch being served."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        feed: Feed,
-        window: Window,
-        maker: RequestMaker,
-        replicas: list[_Replica],
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._batch, self._feed, self._window, self._maker = batch, feed, window, maker
-        self._replicas, self._on_progress = replicas, on_progress
-        self._turns = [(0.0, replica.number) for replica in replicas]
-        self._asleep: dict[int, None] = {}
-        self._wakes_at_s = 0.0
-
-    def run(self) -> None:
-        """Until all have ended."""
-        for replica in self._replicas:
-            self._feed.look(replica.number, 0.0, 0.0)
-        while self._turns:
-            _, number = heapq.heappop(self._turns)
-            replica = self._replicas[number]
-            self._fill(replica, replica.now_s)
-            if not replica.engine.has_work():
-                self._asleep[number] = None
-                continue
-            self._step(replica)
-            heapq.heappush(self._turns, (replica.now_s, number))
-
-    def _step(self, replica: _Replica) -> None:
-        ended = replica.engine.step()
-        for name in ended:
-            del replica.engine.ends[name]
-            self._feed.ended(replica.number, int(name))
-        if self._on_progress and ended:
-            self._on_progress(len(ended))
-        self._feed.look(replica.number, replica.busy_s, replica.now_s)
-        self._wake(replica.now_s)
-
-    def _fill(self, replica: _Replica, now_s: float) -> None:
-        """Hand over what the window lets in."""
-        engine, feed = replica.engine, self._feed
-        is_early = now_s < replica.asks_at_s and engine.has_work()
-        if is_early or not feed.num_left:
-            return
-        limit = self._window.limit(feed.num_left, len(engine.scheduler.running))
-        while (room := limit - engine.num_waiting) > 0:
-            places = feed.take(replica.number, room, now_s)
-            if not places:
-                replica.asks_at_s = now_s * (1 + ASK_AGAIN)
-                break
-            for place in places:
-                engine.ends[str(place)] = self._batch.output_lens[place]
-                engine.scheduler.add_request(self._maker.make(place, place, len(replica.handed)))
-                replica.handed.append(place)
-
-    def _wake(self, now_s: float) -> None:
-        """Those who had nothing to do look whether there is something to take, now that more is known."""
-        if not self._asleep or not self._feed.num_left or now_s < self._wakes_at_s:
-            return
-        self._wakes_at_s = now_s * (1 + ASK_AGAIN)
-        for number in [*self._asleep]:
-            replica = self._replicas[number]
-            self._fill(replica, now_s)
-            if replica.engine.has_work():
-                del self._asleep[number]
-                replica.engine.clock.now_s = max(replica.now_s, now_s)
-                heapq.heappush(self._turns, (replica.now_s, number))
-
-
 @contextmanager
 def _left_alone_by_the_collector() -> Iterator[None]:
     """Python's collector does not look at what is there now, nor at what is frozen later: prompts of a large batch are some hundred
@@ -207,7 +111,7 @@ def _left_alone_by_the_collector() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _mean_parts(replicas: list[_Replica]) -> StepTime:
+def _mean_parts(replicas: list[Replica]) -> StepTime:
     total = StepTime()
     for replica in replicas:
         total.add(replica.engine.parts)
@@ -219,7 +123,7 @@ def _figures(
     sizes: EngineSizes,
     pool: Pool,
     planned: PlannedFeed | None,
-    replicas: list[_Replica],
+    replicas: list[Replica],
     optimal_saved: int,
 ) -> PoolFigures:
     saved = sum(_optimal_saved(batch, replica.handed, sizes.block_size) for replica in replicas)

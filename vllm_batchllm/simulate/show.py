@@ -152,7 +152,9 @@ def engine_of(result: Simulation) -> str:
     if num == 1:
         return one
     slow = float(engine["slowest_speed"])
-    return f"{num} replicas of {one}" + ("" if slow == 1 else f", the first at a speed of {slow:g}")
+    together = ", every step together" if engine.get("lockstep") else ""
+    slower = "" if slow == 1 else f", the first at a speed of {slow:g}"
+    return f"{num} replicas of {one}{together}{slower}"
 
 
 def sample_clause(workload: Mapping[str, Any]) -> str:

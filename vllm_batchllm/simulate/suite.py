@@ -145,6 +145,7 @@ def _engine(setup: Setup, pool: Pool) -> dict[str, Any]:
     if pool.num_replicas == 1:
         return setup.describe()
     more = {"num_replicas": pool.num_replicas, "slowest_speed": pool.slowest_speed}
+    more |= {"lockstep": True} if pool.lockstep else {}
     return setup.describe() | more
 
 
