@@ -73,6 +73,27 @@ def gated_delta_hybrid() -> transformers.PreTrainedModel:
     return transformers.Qwen3NextForCausalLM(config)
 
 
+def encoder_decoder() -> transformers.PreTrainedModel:
+    """Whisper: a decoder that looks at what an encoder made of sound."""
+    config = transformers.WhisperConfig(
+        vocab_size=512,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=64,
+        max_target_positions=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    return transformers.WhisperForConditionalGeneration(config)
+
+
 def saved(make: Any, folder: Path) -> str:
     """The folder of the model, float32."""
     torch.manual_seed(0)

@@ -44,3 +44,11 @@ def test_latent_attention_works_where_vllm_caches_its_prefixes_and_is_refused_el
         return
     with pytest.raises(ValueError, match="needs prefix caching"):
         LLM(model, **ENGINE | arguments)
+
+
+def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    """Whatever is asked for: vLLM only warns that it does not support prefix caching for them."""
+    model = small_models.saved(small_models.encoder_decoder, tmp_path / "model")
+    for asked in ({}, {"enable_prefix_caching": True}):
+        with pytest.raises(ValueError, match="does not serve encoder-decoders such as .*--scheduler stock"):
+            LLM(model, **ENGINE | {"max_model_len": 64} | asked)

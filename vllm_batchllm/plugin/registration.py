@@ -74,11 +74,16 @@ def check_config(vllm_config: Any) -> None:
 
     vllm_version.check_vllm_version()
     config_of(vllm_config)
-    if vllm_config.model_config is not None and vllm_config.model_config.is_diffusion:
+    model_config = vllm_config.model_config
+    if model_config is not None and model_config.is_diffusion:
         raise NotServedError(
-            f"the batchllm scheduler does not serve diffusion models such as "
-            f"{vllm_config.model_config.model!r}, which need a scheduler of their own; use vLLM's "
-            "(--scheduler stock)"
+            f"the batchllm scheduler does not serve diffusion models such as {model_config.model!r}, "
+            "which need a scheduler of their own; use vLLM's (--scheduler stock)"
+        )
+    if model_config is not None and model_config.is_encoder_decoder:
+        raise NotServedError(
+            f"the batchllm scheduler does not serve encoder-decoders such as {model_config.model!r}, "
+            "for which vLLM has no prefix caching; use vLLM's scheduler (--scheduler stock)"
         )
     if not vllm_config.cache_config.enable_prefix_caching:
         raise NotServedError(
