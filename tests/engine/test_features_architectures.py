@@ -50,5 +50,7 @@ def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path: Path) -> No
     """Whatever is asked for: vLLM only warns that it does not support prefix caching for them."""
     model = small_models.saved(small_models.encoder_decoder, tmp_path / "model")
     for asked in ({}, {"enable_prefix_caching": True}):
-        with pytest.raises(ValueError, match="does not serve encoder-decoders such as .*--scheduler stock"):
+        with pytest.raises(
+            ValueError, match=r"does not serve encoder-decoders .*--scheduler stock"
+        ):
             LLM(model, **ENGINE | {"max_model_len": 64} | asked)
