@@ -31,6 +31,12 @@ STATS: tuple[VLLMSymbol, ...] = (
         parameters=("vllm_config", "engine_idxs"),
     ),
     VLLMSymbol(
+        "vllm.v1.metrics.ray_wrappers:RayPrometheusStatLogger",
+        why="under Ray Serve LLM and Ray Data LLM, vLLM's own metrics are Ray's, and ours go with them",
+        how="where it is among the loggers, `_counter_cls` and `_gauge_cls` of it make our collectors",
+        until=UNTIL_STATS,
+    ),
+    VLLMSymbol(
         "vllm.v1.metrics.loggers:AggregateStatLoggerBase",
         why="base class of our stat logger",
         how="subclassed",

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_batchllm.stats.counters import GAUGES, ScheduleCounters
-from vllm_batchllm.stats.exporter import Exporter
+from vllm_batchllm.stats.exporter import Collectors, Exporter
 from vllm_batchllm.stats.families import FAMILIES, samples
 from vllm_batchllm.stats.transport import OCCUPANCY, CounterTransport
 
@@ -64,7 +64,7 @@ def test_figures_become_samples_of_their_family() -> None:
 
 def test_a_scrape_shows_counters_at_zero_and_gauges_once_known() -> None:
     registry = CollectorRegistry()
-    exporter = Exporter("some/model", [0, 1], registry)
+    exporter = Exporter("some/model", [0, 1], Collectors(registry=registry))
     before = scrape(registry)
     counters = {f.full_name for f in FAMILIES if f.kind == "counter"}
     assert {name for name, _, _ in before} == counters and set(before.values()) == {0}
@@ -82,20 +82,20 @@ def test_a_scrape_shows_counters_at_zero_and_gauges_once_known() -> None:
 
 def test_an_engine_that_joins_later_is_shown() -> None:
     registry = CollectorRegistry()
-    Exporter("some/model", [0], registry).apply(4, {"num_steps": 1})
+    Exporter("some/model", [0], Collectors(registry=registry)).apply(4, {"num_steps": 1})
     assert scrape(registry)["vllm_batchllm:steps_total", "4", ""] == 1
 
 
 def test_the_next_exporter_takes_the_names_and_the_old_one_goes_on_unseen() -> None:
     registry = CollectorRegistry()
-    old = Exporter("some/model", [0], registry)
+    old = Exporter("some/model", [0], Collectors(registry=registry))
     with pytest.raises(ValueError, match="Duplicated"):
-        Exporter("some/model", [0], registry)
+        Exporter("some/model", [0], Collectors(registry=registry))
     old.apply(0, {"num_steps": 1})
     old.close()
     old.close()
     assert scrape(registry) == {}
-    new = Exporter("some/model", [0], registry)
+    new = Exporter("some/model", [0], Collectors(registry=registry))
     old.apply(0, {"num_steps": 50, "kv_blocks": 2})
     new.apply(0, {"num_steps": 2})
     assert scrape(registry)["vllm_batchllm:steps_total", "0", ""] == 2
@@ -103,18 +103,18 @@ def test_the_next_exporter_takes_the_names_and_the_old_one_goes_on_unseen() -> N
 
 def test_a_failed_set_up_leaves_the_registry_clean() -> None:
     registry = CollectorRegistry()
-    other = Exporter("some/model", [0], registry)
+    other = Exporter("some/model", [0], Collectors(registry=registry))
     blocking = other._registered.pop()  # stays registered: the last family's name is taken
     other.close()
     with pytest.raises(ValueError, match="Duplicated"):
-        Exporter("some/model", [0], registry)
+        Exporter("some/model", [0], Collectors(registry=registry))
     registry.unregister(blocking)
-    Exporter("some/model", [0], registry)
+    Exporter("some/model", [0], Collectors(registry=registry))
 
 
 API_PROCESS = """
 import sys
-from vllm_batchllm.stats.exporter import Exporter
+from vllm_batchllm.stats.exporter import Collectors, Exporter
 exporter = Exporter("some/model", [0])
 exporter.apply(0, {"num_steps": int(sys.argv[1]), "kv_blocks": int(sys.argv[2])})
 """

@@ -9,22 +9,24 @@ vLLM's manager gets ours where it builds its own, if the engine runs our schedul
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase, StatLoggerManager
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 from vllm.v1.metrics.stats import SchedulerStats
 
 from vllm_batchllm.compat.names import is_ours
 from vllm_batchllm.log import get_logger
-from vllm_batchllm.stats.exporter import Exporter
+from vllm_batchllm.stats.exporter import PROMETHEUS, Collectors, Exporter
 from vllm_batchllm.stats.transport import detach
 
 logger = get_logger(__name__)
 
 
 class BatchLLMStatLogger(AggregateStatLoggerBase):
-    """Shows our scheduler's figures to Prometheus, for all engines of one front end.
+    """Shows our scheduler's figures to Prometheus, or to Ray, for all engines of one front end.
 
     As with vLLM's own metrics, a new one in the same process takes the names from the one before.
     A failure switches it off, with one warning; it never reaches the server.
@@ -32,13 +34,18 @@ class BatchLLMStatLogger(AggregateStatLoggerBase):
 
     _shown: Exporter | None = None  # one per process, as names in the registry are
 
-    def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        engine_indexes: list[int],
+        collectors: Collectors = PROMETHEUS,
+    ) -> None:
         cls = type(self)
         if cls._shown is not None:
             cls._shown.close()
             cls._shown = None
         model_name = vllm_config.model_config.served_model_name
-        cls._shown = self._exporter = Exporter(str(model_name), engine_indexes)
+        cls._shown = self._exporter = Exporter(str(model_name), engine_indexes, collectors)
         self._is_off = False
 
     def record(
@@ -71,6 +78,14 @@ def install() -> None:
         StatLoggerManager.__init__ = _with_our_logger(build)
 
 
+def collectors_of(stat_loggers: Iterable[Any]) -> Collectors:
+    """What vLLM's own metrics are made of here: under Ray Serve LLM and Ray Data LLM, Ray's."""
+    for each in stat_loggers:
+        if isinstance(each, RayPrometheusStatLogger):
+            return Collectors(each._counter_cls, each._gauge_cls, registry=None)
+    return PROMETHEUS
+
+
 def _with_our_logger(build: Any) -> Any:
     @functools.wraps(build)
     def wrapped(self: Any, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +93,9 @@ def _with_our_logger(build: Any) -> Any:
         if not is_ours(vllm_config.scheduler_config.scheduler_cls):
             return
         try:
-            ours = BatchLLMStatLogger(vllm_config, self.engine_indexes)
+            ours = BatchLLMStatLogger(
+                vllm_config, self.engine_indexes, collectors_of(self.stat_loggers)
+            )
             # First, so that the others find the statistics as vLLM made them.
             self.stat_loggers.insert(0, ours)
         except Exception:
