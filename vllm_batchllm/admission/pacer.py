@@ -127,7 +127,7 @@ class Pacer:
     def _choose(self) -> None:
         if len(self._lives) < ENOUGH_LIVES:
             return
-        self._life = self._lives.mean()
+        self._life = self._lives.mean(EVEN_SPREAD)
         is_paced = math.isfinite(self._start.max_running)
         self._num_cohorts = choose_cohorts(
             WorkAhead(

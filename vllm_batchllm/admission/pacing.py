@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,6 +23,9 @@ MAX_COHORTS = 8
 
 SAMPLE = 16
 """Latest lives that the shape of a life is read from."""
+
+MANY_SAMPLES = 64
+"""Samples of lives whose cohorts are remembered."""
 
 FULL_SHARE, MIN_SHARE, SHARE_STEP = 0.97, 0.8, 0.05
 """Share of the ideal number of requests that pacing aims at: at first, at least, and what it is
@@ -37,7 +41,7 @@ class MeanLifetime:
 
     steps: a life lasts. blocks: held in a step, over a life. cohort_blocks: most that
     they hold in any step, on average over requests, if as many as the index and one cohorts
-    start spread over a life. spread: standard deviation of a life / its mean. holding_steps: mean life, each weighted
+    start spread over a life; empty where that was not worked out. spread: standard deviation of a life / its mean. holding_steps: mean life, each weighted
     by the block-steps it takes: how long those live that fill the memory.
     """
 
@@ -57,6 +61,7 @@ class LatestLifetimes:
         self._latest: deque[RequestLifetime] = deque()
         self._window = window
         self._sums = [0.0] * 4
+        self._known: dict[Hashable, tuple[float, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._latest)
@@ -68,36 +73,34 @@ class LatestLifetimes:
         if len(self._latest) > self._window:
             self._count(self._latest.popleft(), -1)
 
-    def mean(self) -> MeanLifetime | None:
-        """The means; None before there is any life."""
+    def mean(self, most_spread: float = math.inf) -> MeanLifetime | None:
+        """The means; None before there is any life. Where lives differ by more than ``most_spread``, what cohorts of them
+        hold is not worked out."""
         if not self._latest:
             return None
         number = len(self._latest)
         steps, squares, block_steps, holding = self._sums
         mean = steps / number
-        variance = max(squares / number - mean * mean, 0.0)
+        spread = math.sqrt(max(squares / number - mean * mean, 0.0)) / mean
         return MeanLifetime(
             steps=mean,
             blocks=block_steps / steps,
-            cohort_blocks=self._cohort_blocks(mean),
-            spread=math.sqrt(variance) / mean,
+            cohort_blocks=self._cohort_blocks(mean) if spread <= most_spread else (),
+            spread=spread,
             holding_steps=holding / block_steps if block_steps else mean,
         )
 
     def _cohort_blocks(self, mean_steps: float) -> tuple[float, ...]:
-        """Read off the latest lives, laid over each other."""
+        """Read off the latest lives, laid over each other. Many are alike, and so are many samples of them."""
         num_steps = max(round(mean_steps), 1)
-        total = np.zeros(num_steps)
-        sample = Counter(islice(reversed(self._latest), SAMPLE))  # many are alike
-        for life, number in sample.items():
-            profile = life.profile()[:num_steps]
-            total[: len(profile)] += profile * (number / sample.total())
-        twice = np.concatenate((total, total))
-        starts = [[at * num_steps // m for at in range(m)] for m in range(1, MAX_COHORTS + 1)]
-        return tuple(
-            float(np.max(sum(twice[start : start + num_steps] for start in some)) / len(some))
-            for some in starts
-        )
+        sample = Counter(islice(reversed(self._latest), SAMPLE))
+        key = num_steps, frozenset(sample.items())
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MANY_SAMPLES:
+                self._known.clear()
+            found = self._known[key] = _cohorts_of(sample, num_steps)
+        return found
 
     def _count(self, life: RequestLifetime, sign: int) -> None:
         sums, steps, block_steps = self._sums, life.steps, life.block_steps * sign
@@ -105,6 +108,20 @@ class LatestLifetimes:
         sums[1] += sign * steps * steps
         sums[2] += block_steps
         sums[3] += block_steps * steps
+
+
+def _cohorts_of(sample: Counter[RequestLifetime], num_steps: int) -> tuple[float, ...]:
+    """Most blocks that cohorts of ``sample``, laid over each other, hold; lives last ``num_steps`` steps."""
+    total = np.zeros(num_steps)
+    for life, number in sample.items():
+        profile = life.profile()[:num_steps]
+        total[: len(profile)] += profile * (number / sample.total())
+    twice = np.concatenate((total, total))
+    starts = [[at * num_steps // m for at in range(m)] for m in range(1, MAX_COHORTS + 1)]
+    return tuple(
+        float(np.max(sum(twice[start : start + num_steps] for start in some)) / len(some))
+        for some in starts
+    )
 
 
 class StaggeredStart:

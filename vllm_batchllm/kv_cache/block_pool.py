@@ -112,8 +112,13 @@ class PrefixAwareBlockPool(BlockPool):
         for index in range(num_cached_blocks, num_full_blocks):
             block = blocks[index]
             is_skipped = block_mask is not None and not block_mask[index - num_cached_blocks]
-            if not block.is_null and not is_skipped:
-                self._note_origin(block, hashes, (index + 1) * ratio - 1)
+            if block.is_null or is_skipped:
+                continue
+            position = (index + 1) * ratio - 1
+            if self._origins[block.block_id]:
+                self._note_origin(block, hashes, position)
+            else:
+                self._origins[block.block_id] = (Origin(hashes, position, hashes[position]),)
 
     def cache_partial_block(
         self, request: Request, block: KVCacheBlock, num_tokens: int, *args: Any, **kwargs: Any

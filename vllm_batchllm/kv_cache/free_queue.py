@@ -81,10 +81,10 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
         """Take the first ``n`` blocks. Raises ValueError when there are fewer."""
         if n > self.num_free_blocks:
             raise ValueError(f"{n} blocks wanted, {self.num_free_blocks} are free")
-        first = self.fake_free_list_head.next_free_block
-        is_listed = first is not self.fake_free_list_tail and not self._late
-        if n == 1 and is_listed and first.block_hash is None:  # nobody can need it
-            return [super().popleft()]
+        if n == 1 and not self._late:
+            first = self.fake_free_list_head.next_free_block
+            if first is not self.fake_free_list_tail and self._is_needed_by_nobody(first):
+                return [super().popleft()]
         taken: list[KVCacheBlock] = []
         while len(taken) < n:
             batch = self._pop_others(n - len(taken))
@@ -180,6 +180,15 @@ class ZonedFreeQueue(FreeKVCacheBlockQueue):
             popped: list[KVCacheBlock] = super().popleft_n(min(n, num_others))
             return popped
         return [self._pop_unneeded() for _ in range(min(n, num_others))]
+
+    def _is_needed_by_nobody(self, block: KVCacheBlock) -> bool:
+        """Whether the listed ``block`` can be given up; it is counted then. Most are asked for one by one."""
+        if block.block_hash is None:
+            return True
+        if self._demand and self._place_of(block) is not None:
+            return False
+        self.num_unneeded_evicted += 1
+        return True
 
     def _filed_now(self, block: KVCacheBlock) -> bool:
         """File ``block``, just popped, if somebody waits for it; else it is given up."""
