@@ -41,6 +41,7 @@ class PlannedRequest:
     skip_reading_prefix_cache: bool = False
     resumable: bool = False
     priority: int = 0
+    has_encoder_inputs: bool = False
 
 
 def main_prompts(num_requests: int) -> Iterator[list[int]]:

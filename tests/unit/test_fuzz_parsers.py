@@ -38,6 +38,7 @@ from vllm_batchllm.plan.render import print_plan
 from vllm_batchllm.scheduler.settings import config_of
 from vllm_batchllm.workloads.batch import Batch
 from vllm_batchllm.workloads.catalog import make_workload, workload_names
+from vllm_batchllm.workloads.sources import is_file
 
 MEGABYTE = 2**20
 NUM_LINES = 50_000
@@ -290,9 +291,11 @@ def test_a_hint_is_a_whole_number_or_refused_by_name_and_value(extra: Any) -> No
 @given(names=st.lists(texts | st.sampled_from(["suite", "all", "micro-2000-200"]), max_size=3))
 @example(names=["\x00"])
 @example(names=["x" * MEGABYTE])
+@example(names=["-"])
 def test_workload_names_are_known_or_refused_with_the_closest(names: list[str]) -> None:
+    files = set(filter(is_file, names))  # standard input, if nothing else
     try:
-        assert set(resolve_workloads(names)) <= set(workload_names())
+        assert set(resolve_workloads(names)) <= set(workload_names()) | files
     except UsageError as error:
         assert any(is_named(str(error), name) for name in names) and len(str(error)) < 2000
 
