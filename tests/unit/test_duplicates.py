@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
 from vllm_batchllm.offline.duplicates import MAX_LEADERS, DuplicateTable, may_share_answer
@@ -52,3 +53,30 @@ def test_a_salt_an_adapter_or_sampling_keeps_duplicates_apart() -> None:
     assert not may_share_answer(prompt(1, 2), greedy, object())
     assert not may_share_answer(prompt(1, 2), SimpleNamespace(temperature=0.5, n=1), None)
     assert not may_share_answer(prompt(1, 2), SimpleNamespace(temperature=0, n=2), None)
+
+
+def test_who_is_entered_need_not_be_who_was_looked_up() -> None:
+    table = DuplicateTable()
+    first, second = prompt(1, 2), prompt(3, 4)
+    assert table.leader(first, Params(1), 0) is None
+    table.add(second, Params(1), 0, "b")
+    assert table.leader(first, Params(1), 0) is None
+    table.add(first, Params(1), 1, "a")
+    assert table.leader(prompt(3, 4), Params(1), 0) == "b"
+    assert table.leader(prompt(1, 2), Params(1), 0) is None
+    assert table.leader(prompt(1, 2), Params(1), 1) == "a"
+
+
+def test_no_copy_of_a_prompt_is_kept() -> None:
+    """A batch may hold millions of long ones."""
+    prompts = [prompt(*range(number, number + 2_000)) for number in range(100)]
+    table, params = DuplicateTable(), Params(1)
+    tracemalloc.start()
+    try:
+        for number, each in enumerate(prompts):
+            assert table.leader(each, params, 0) is None
+            table.add(each, params, 0, str(number))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100 * 1_000

@@ -8,6 +8,7 @@ prompt, LoRA adapters, cache salts, images, embeddings, transfers of KV blocks.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,11 @@ MAX_LEADERS = 64
 many requests with one prompt and all different parameters would cost quadratic time."""
 
 
+Key = tuple[bytes, int]
+"""A digest of the prompt's tokens, 256 bits, and the priority: a batch may hold millions of long prompts, and a copy of each
+would weigh 8 bytes a token."""
+
+
 class DuplicateTable:
     """The first request ("leader") for every distinct (prompt, parameters, priority).
 
@@ -28,19 +34,25 @@ class DuplicateTable:
     """
 
     def __init__(self) -> None:
-        self._leaders: dict[tuple[bytes, int], list[tuple[Any, str]]] = {}
-        self._keys: dict[str, tuple[bytes, int]] = {}
+        self._leaders: dict[Key, list[tuple[Any, str]]] = {}
+        self._keys: dict[str, Key] = {}
+        self._latest: tuple[Any, Key] | None = None
+        """Who is looked up, and is nobody's duplicate, is entered next."""
 
     def leader(self, prompt: Mapping[str, Any], params: Any, priority: int) -> str | None:
         """Id of an earlier request with the same answer, or None."""
-        for known, leader_id in self._leaders.get(_key(prompt, priority), ()):
+        key = _key(prompt, priority)
+        self._latest = prompt, key
+        for known, leader_id in self._leaders.get(key, ()):
             if known is params or known == params:
                 return leader_id
         return None
 
     def add(self, prompt: Mapping[str, Any], params: Any, priority: int, request_id: str) -> None:
         """Enter ``request_id`` as the leader for its prompt and parameters."""
-        key = _key(prompt, priority)
+        latest, self._latest = self._latest, None
+        is_known = latest is not None and latest[0] is prompt and latest[1][1] == priority
+        key = latest[1] if latest is not None and is_known else _key(prompt, priority)
         leaders = self._leaders.setdefault(key, [])
         if len(leaders) < MAX_LEADERS:
             leaders.append((params, request_id))
@@ -75,5 +87,6 @@ def _is_encodable(token_ids: Any) -> bool:
     return True
 
 
-def _key(prompt: Mapping[str, Any], priority: int) -> tuple[bytes, int]:
-    return array("q", prompt["prompt_token_ids"]).tobytes(), priority
+def _key(prompt: Mapping[str, Any], priority: int) -> Key:
+    tokens = array("q", prompt["prompt_token_ids"])
+    return hashlib.blake2b(tokens, digest_size=32).digest(), priority
