@@ -74,13 +74,14 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         """vLLM's; None also where the admission refuses a request that would start."""
         if request.status is RUNNING and new_computed_blocks is None and not args and not kwargs:
             # Asked for every running request in every step, and nobody's business here: what is
-            # passed on is written out, since packing and unpacking it costs several times as much.
+            # passed on is written out, by position, since anything else costs several times as much.
             return KVCacheManager.allocate_slots(
                 self,
                 request,
                 num_new_tokens,
                 num_new_computed_tokens,
-                num_lookahead_tokens=num_lookahead_tokens,
+                None,
+                num_lookahead_tokens,
             )
         allocate = partial(
             super().allocate_slots,
