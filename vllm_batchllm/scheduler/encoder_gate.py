@@ -23,13 +23,15 @@ class EncoderGate:
     """
 
     def __init__(self, most_refused: int = MOST_REFUSED) -> None:
+        self.is_closed = False
+        """Whether nobody else is to be looked at in this step."""
         self._most_refused = most_refused
         self._num_without = 0
         self._num_refused = 0
         self._may_close = False
 
     def counted(self, has_encoder_inputs: bool, change: int) -> None:
-        """``change`` requests more wait, with such inputs or without."""
+        """``change`` requests more wait, with such inputs or without. Whoever starts waits until the step ends."""
         if not has_encoder_inputs:
             self._num_without += change
 
@@ -41,17 +43,14 @@ class EncoderGate:
     def answered(self, is_refused: bool) -> None:
         """Somebody with inputs for the encoder was looked at, and may start or not."""
         self._num_refused = self._num_refused + 1 if is_refused else 0
+        are_many = self._num_refused >= self._most_refused
+        self.is_closed = are_many and self._may_close and not self._num_without
 
     def end_step(self) -> bool:
         """Between steps it is open. Returns whether it was closed."""
-        was_closed = self.is_closed
+        was_closed, self.is_closed = self.is_closed, False
         self._may_close = False
         return was_closed
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether nobody else is to be looked at in this step."""
-        return self._may_close and self._num_refused >= self._most_refused and not self._num_without
 
     def check_integrity(self, num_without: int) -> None:
         """Raise AssertionError where other than ``num_without`` of those who wait are counted."""

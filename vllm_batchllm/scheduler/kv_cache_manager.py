@@ -127,8 +127,11 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         self, request: Request, *args: Any, **kwargs: Any
     ) -> tuple[KVCacheBlocks, int, int]:
         """vLLM's; at most as many tokens as ``request`` may take from the cache."""
-        found: tuple[KVCacheBlocks, int, int] = super().get_computed_blocks(
-            _as_far_as_readable(request), *_within(request, args), **kwargs
+        limit = marked_limit(request.sampling_params)
+        if limit is not None:
+            request, args = _as_far_as_readable(request, limit), _within(limit, args)
+        found: tuple[KVCacheBlocks, int, int] = KVCacheManager.get_computed_blocks(
+            self, request, *args, **kwargs
         )
         return found
 
@@ -136,8 +139,11 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         self, request: Request, *args: Any, **kwargs: Any
     ) -> tuple[KVCacheBlocks, int, int, bool]:
         """vLLM's; at most as many tokens as ``request`` may take from the cache."""
+        limit = marked_limit(request.sampling_params)
+        if limit is not None:
+            request, args = _as_far_as_readable(request, limit), _within(limit, args)
         found: tuple[KVCacheBlocks, int, int, bool] = super().get_computed_blocks_for_connector(
-            _as_far_as_readable(request), *_within(request, args), **kwargs
+            request, *args, **kwargs
         )
         return found
 
@@ -188,21 +194,17 @@ class _ReadablePart:
         return getattr(self._request, name)
 
 
-def _as_far_as_readable(request: Request) -> Request:
-    """``request``, or what stands for it where only a part may come from the cache.
+def _as_far_as_readable(request: Request, limit: int) -> Request:
+    """What stands for ``request``, of which only ``limit`` tokens may come from the cache.
 
     vLLM finds at most all tokens but the last, so what may be read is followed by one token more.
     """
-    limit = marked_limit(request.sampling_params)
-    if limit is None:
-        return request
     return cast(Request, _ReadablePart(request, min(limit + 1, request.num_tokens)))
 
 
-def _within(request: Request, longest: tuple[Any, ...]) -> tuple[Any, ...]:
+def _within(limit: int, longest: tuple[Any, ...]) -> tuple[Any, ...]:
     """vLLM 0.33's further argument of a look-up, the longest hit, where one is given."""
-    limit = marked_limit(request.sampling_params)
-    if limit is None or not longest or longest[0] is None:
+    if not longest or longest[0] is None:
         return longest
     return (min(longest[0], limit), *longest[1:])
 

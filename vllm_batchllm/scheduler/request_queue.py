@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any
 
 from vllm.v1.core.sched.request_queue import RequestQueue
@@ -106,12 +106,14 @@ class PrefixGroupQueue(RequestQueue):
         if self._waits is not None:
             self._waits.arrived(request)
         self._count(request, 1)
+        self.encoder.counted(request.has_encoder_inputs, 1)
         self._head = None
         self.plan_s += time.perf_counter() - start_s
 
     def peek_request(self) -> Request:
         """The request to be admitted next. Raises IndexError when the queue is empty."""
-        self._take_slot()
+        if self.slots is not None:
+            self._take_slot()
         if self._head is None:
             start_s = time.perf_counter()
             self._head = self._most_urgent().peek()
@@ -142,6 +144,7 @@ class PrefixGroupQueue(RequestQueue):
         was_skipped = self._in_hand.pop(request, None)
         if was_skipped is None:
             group_queue.requeue(request, rank)
+            self.encoder.counted(request.has_encoder_inputs, 1)
         else:
             group_queue.skip(request, rank)
         if not was_skipped:
@@ -173,6 +176,7 @@ class PrefixGroupQueue(RequestQueue):
         start in it for want of an adapter's slot or of the encoder."""
         for request in self._in_hand:
             self.demand.left(request)
+            self.encoder.counted(request.has_encoder_inputs, -1)
         self._in_hand.clear()
         self._take_slot()
         num_without_encoder = self._num_waiting if self.encoder.end_step() else 0
@@ -292,6 +296,7 @@ class PrefixGroupQueue(RequestQueue):
     def _remove(self, request: Request) -> None:
         start_s = time.perf_counter()
         self._take(request, self._queues[self._class_of(request)], admitted=False)
+        self.encoder.counted(request.has_encoder_inputs, -1)
         self.demand.left(request)
         self.plan_s += time.perf_counter() - start_s
 
@@ -306,7 +311,6 @@ class PrefixGroupQueue(RequestQueue):
 
     def _count(self, request: Request, change: int) -> None:
         self._num_waiting += change
-        self.encoder.counted(request.has_encoder_inputs, change)
         if request.priority <= INTERACTIVE_PRIORITY:
             self.num_interactive += change
 
@@ -322,7 +326,8 @@ class PrefixGroupQueue(RequestQueue):
         """Raise AssertionError where a structural promise is broken. O(n)."""
         self._queues.check_integrity()
         assert sum(map(len, self.group_queues)) == self._num_waiting, "a request went missing"
-        self.encoder.check_integrity(sum(not r.has_encoder_inputs for r in self))
+        waiting = chain(self, self._in_hand)
+        self.encoder.check_integrity(sum(not r.has_encoder_inputs for r in waiting))
         assert self._head is None or self._head in self, "the head does not wait here"
 
 
