@@ -77,6 +77,8 @@ class PrefixGroupQueue(RequestQueue):
             self._waits = LongestWaits(max_wait_s, clock)
         new_queue = queue_maker(order, block_size, max_wait_s, clock, expect, slots, adapter_of)
         self._queues: PriorityQueues[Request] = PriorityQueues(new_queue, by_priority, slots)
+        self._only = None if by_priority else self._queues.opened(0)
+        """The one queue, where there is no other: thousands may be looked at in a step."""
         self._arrivals = count()
         self._requeue_serials = count(-1, -1)
         self._num_waiting = 0
@@ -116,7 +118,10 @@ class PrefixGroupQueue(RequestQueue):
             self._take_slot()
         if self._head is None:
             start_s = time.perf_counter()
-            self._head = self._most_urgent().peek()
+            queue = self._only
+            if queue is None or not self._num_waiting:
+                queue = self._most_urgent()
+            self._head = queue.peek()
             self.plan_s += time.perf_counter() - start_s
         return self._head
 
@@ -125,7 +130,7 @@ class PrefixGroupQueue(RequestQueue):
         request = self.peek_request()
         if self.slots is not None:
             self._popped = request
-        group_queue = self._queues[self._class_of(request)]
+        group_queue = self._queue_of(request)
         was_skipped = self._in_hand[request] = group_queue.was_skipped(request)
         if was_skipped:  # likely to be skipped again: it waits as far as the pool is told
             self._take(request, group_queue, admitted=True)
@@ -139,8 +144,9 @@ class PrefixGroupQueue(RequestQueue):
 
     def prepend_request(self, request: Request) -> None:
         """Put a preempted or skipped request in front (by priority: in front of its equals)."""
-        priority, rank = self._class_of(request), self._rank(request, self._requeue_serials)
-        group_queue = self._queues.opened(priority)
+        priority = request.priority if self._by_priority else 0
+        rank = self._rank(request, self._requeue_serials)
+        group_queue = self._only if self._only is not None else self._queues.opened(priority)
         was_skipped = self._in_hand.pop(request, None)
         if was_skipped is None:
             group_queue.requeue(request, rank)
@@ -295,7 +301,7 @@ class PrefixGroupQueue(RequestQueue):
 
     def _remove(self, request: Request) -> None:
         start_s = time.perf_counter()
-        self._take(request, self._queues[self._class_of(request)], admitted=False)
+        self._take(request, self._queue_of(request), admitted=False)
         self.encoder.counted(request.has_encoder_inputs, -1)
         self.demand.left(request)
         self.plan_s += time.perf_counter() - start_s
@@ -313,6 +319,10 @@ class PrefixGroupQueue(RequestQueue):
         self._num_waiting += change
         if request.priority <= INTERACTIVE_PRIORITY:
             self.num_interactive += change
+
+    def _queue_of(self, request: Request) -> WaitingQueue[Request]:
+        """Where ``request`` waits. Raises KeyError if nobody of its priority does."""
+        return self._only if self._only is not None else self._queues[request.priority]
 
     def _class_of(self, request: Request) -> int:
         return request.priority if self._by_priority else 0
