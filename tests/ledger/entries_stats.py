@@ -31,9 +31,9 @@ STATS: tuple[VLLMSymbol, ...] = (
         parameters=("vllm_config", "engine_idxs"),
     ),
     VLLMSymbol(
-        "vllm.v1.metrics.ray_wrappers:RayPrometheusStatLogger",
+        "vllm.v1.metrics.loggers:PrometheusStatLogger",
         why="under Ray Serve LLM and Ray Data LLM, vLLM's own metrics are Ray's, and ours go with them",
-        how="where it is among the loggers, `_counter_cls` and `_gauge_cls` of it make our collectors",
+        how="where one has another `_counter_cls` than that of prometheus_client, it and `_gauge_cls` make our collectors",
         until=UNTIL_STATS,
     ),
     VLLMSymbol(

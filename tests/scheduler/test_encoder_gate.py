@@ -64,6 +64,20 @@ def test_a_step_looks_at_few_of_those_who_wait(llama, monkeypatch) -> None:
         arm.scheduler.waiting.check_integrity()
 
 
+def test_with_a_connector_everybody_is_looked_at_as_with_stock(llama, monkeypatch) -> None:
+    """Those who stand behind may have transfers to begin."""
+    setup = replace(SKIPS, fields=bench.image, has_connector=True)
+    num_looks = []
+    for name in bench.ARMS:
+        arm = bench.Arm(name, llama, setup)
+        arm.step()
+        with monkeypatch.context() as patch:
+            seen = looks(patch)
+            arm.step()
+        num_looks.append(len(seen))
+    assert num_looks[0] == num_looks[1], num_looks
+
+
 @pytest.mark.parametrize("fields", [bench.image, shared_images, text_among])
 def test_everybody_is_served_in_no_more_steps_than_with_stock(llama, fields) -> None:
     steps = {}
@@ -103,6 +117,9 @@ def test_it_closes_behind_as_many_as_are_refused_in_a_row() -> None:
     assert gate.end_step() and not gate.is_closed
     gate.begin_step(is_running=True)
     assert not gate.is_closed
+    closed(gate)
+    gate.begin_step(is_running=True)
+    assert not gate.is_closed, "a step that ended with an error leaves nothing behind"
 
 
 def test_it_stays_open_for_those_without_images_and_where_nobody_runs() -> None:

@@ -140,6 +140,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
         (["--replicas", "0"], "the number of replicas must be from 1 to 1,024, not 0"),
         (["--placement", "hash"], "--placement hash is for several replicas; give --replicas"),
         (["--slowest-speed", "0.5"], "--slowest-speed 0.5 is for several replicas"),
+        (["--lockstep"], "--lockstep is for several replicas; give --replicas"),
         (["--replicas", "2", "--slowest-speed", "2"], "above 0 and at most 1"),
         (["--lookahead", "0"], "max_waiting must be at least 1"),
         (["--device", "cpu", "--shared-attention"], "cannot be simulated with measured costs"),

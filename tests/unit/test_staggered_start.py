@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import statistics
 
 import pytest
@@ -139,6 +140,25 @@ def test_cohorts_hold_what_a_roll_of_their_profiles_says(own, tokens, steps, siz
         starts = [at * steps // number for at in range(number)]
         together = [sum(held[(t + s) % steps] for s in starts) / number for t in range(steps)]
         assert most == pytest.approx(max(together))
+
+
+def test_what_was_worked_out_for_one_sample_is_not_told_of_another() -> None:
+    rng = random.Random(3)
+    kinds = [life_of(own, 60, steps, 8) for own in (1, 3) for steps in (30, 40, 50)]
+    lives, latest = LatestLifetimes(), []
+    for _ in range(120):
+        latest.append(rng.choice(kinds))
+        lives.add(latest[-1])
+        fresh = LatestLifetimes()
+        for life in latest:
+            fresh.add(life)
+        known, right = lives.mean(), fresh.mean()
+        assert known is not None and right is not None
+        assert known.cohort_blocks == pytest.approx(right.cohort_blocks)
+    few = lives.mean(most_spread=0.0)
+    assert few is not None and few.cohort_blocks == (), (
+        "lives that differ are not laid over each other"
+    )
 
 
 def test_a_paced_population_fills_the_memory_evenly() -> None:

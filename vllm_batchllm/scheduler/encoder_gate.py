@@ -37,6 +37,7 @@ class EncoderGate:
 
     def begin_step(self, is_running: bool) -> None:
         """A step begins; ``is_running``: whether anybody runs in it already."""
+        self.is_closed = False
         self._may_close = is_running
         self._num_refused = 0
 

@@ -130,8 +130,8 @@ class AdmissionControlledKVCacheManager(KVCacheManager):
         limit = marked_limit(request.sampling_params)
         if limit is not None:
             request, args = _as_far_as_readable(request, limit), _within(limit, args)
-        found: tuple[KVCacheBlocks, int, int] = KVCacheManager.get_computed_blocks(
-            self, request, *args, **kwargs
+        found: tuple[KVCacheBlocks, int, int] = super().get_computed_blocks(
+            request, *args, **kwargs
         )
         return found
 

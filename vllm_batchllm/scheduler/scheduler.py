@@ -279,12 +279,16 @@ class PrefixGroupMixin(Scheduler):
     def _try_schedule_encoder_inputs(
         self, request: Request, *args: Any, **kwargs: Any
     ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """vLLM's; the queue learns who does not fit the encoder in this step."""
+        """vLLM's; the queue learns who does not fit the encoder in this step.
+
+        Not with a connector: those who stand behind have transfers to begin when they are looked at.
+        """
         found: tuple[list[int], int, int, list[int], list[int]]
         found = super()._try_schedule_encoder_inputs(request, *args, **kwargs)
-        if self.prefix_queue is not None and request.status != RequestStatus.RUNNING:
+        queue, has_connector = self.prefix_queue, self.connector or self.ec_connector
+        if queue is not None and request.status != RequestStatus.RUNNING and not has_connector:
             num_new_tokens = found[1]
-            self.prefix_queue.encoder.answered(is_refused=num_new_tokens == 0)
+            queue.encoder.answered(is_refused=num_new_tokens == 0)
         return found
 
     def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:

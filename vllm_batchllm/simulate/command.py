@@ -56,7 +56,6 @@ from vllm_batchllm.simulate.options import (
     Tokenizer,
     WeightBits,
 )
-from vllm_batchllm.simulate.placement import OURS_PLACED
 from vllm_batchllm.workloads.sources import InputOptions, check_source, load_batch
 
 if TYPE_CHECKING:  # these import vLLM, which `plan` does without
@@ -112,12 +111,13 @@ def simulate(
     quieten()
     book: Book | None = None
     try:
+        from vllm_batchllm.simulate.pool import pools_of
         from vllm_batchllm.simulate.setup import SetupOptions
 
         traffic = arrivals_of(arrivals, rate, burst_size, seed)
         _refuse_with_arrivals(traffic, replicas, report)
         arms = _arms(policy, option, DEFAULT_ARMS if traffic is None else ONLINE_ARMS)
-        pools = _pools(replicas, placement, slowest_speed, lockstep)
+        pools = pools_of(replicas, placement, slowest_speed, lockstep)
         columns = Columns(prompt_column, messages_column)
         inputs = InputOptions(
             scale, num_requests, seed, tokenizer, output_tokens, trace_block_size, columns
@@ -166,28 +166,6 @@ def _tell_interrupted(book: Book | None, out: Path | None) -> None:
     else:
         where = f"in {out}" if out else "shown"
         print(f"interrupted; finished rows are {where}", file=sys.stderr)
-
-
-def _pools(
-    num_replicas: int,
-    placements: Sequence[str] | None,
-    slowest_speed: float | None,
-    lockstep: bool,
-) -> list[Pool]:
-    """One for each placement. Raises UsageError."""
-    from vllm_batchllm.simulate.pool import Pool
-
-    if num_replicas == 1:
-        for name, value in (("--placement", placements), ("--slowest-speed", slowest_speed)):
-            if value is not None:
-                shown = ", ".join(value) if isinstance(value, list) else value
-                raise UsageError(f"{name} {shown} is for several replicas; give --replicas, too")
-        if lockstep:
-            raise UsageError("--lockstep is for several replicas; give --replicas, too")
-        return [Pool()]
-    speed = 1.0 if slowest_speed is None else slowest_speed
-    names = dict.fromkeys(placements or [OURS_PLACED])
-    return [Pool(num_replicas, name, speed, lockstep) for name in names]
 
 
 def _plans(

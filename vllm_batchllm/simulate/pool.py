@@ -62,6 +62,29 @@ class Pool:
         return math.fsum(self.speeds)
 
 
+def pools_of(
+    num_replicas: int,
+    placements: Sequence[str] | None,
+    slowest_speed: float | None,
+    lockstep: bool,
+) -> list[Pool]:
+    """One for each placement; None for what was not asked for. Raises UsageError."""
+    if num_replicas == 1:
+        asked = {
+            "--placement": None if placements is None else ", ".join(placements),
+            "--slowest-speed": slowest_speed,
+            "--lockstep": "" if lockstep else None,
+        }
+        for name, value in asked.items():
+            if value is not None:
+                shown = f"{name} {value}".strip()
+                raise UsageError(f"{shown} is for several replicas; give --replicas, too")
+        return [Pool()]
+    speed = 1.0 if slowest_speed is None else slowest_speed
+    names = dict.fromkeys(placements or [OURS_PLACED])
+    return [Pool(num_replicas, name, speed, lockstep) for name in names]
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """How many requests may wait at a replica, beside those that run.

@@ -12,9 +12,13 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+from prometheus_client import Counter
 from vllm.config import VllmConfig
-from vllm.v1.metrics.loggers import AggregateStatLoggerBase, StatLoggerManager
-from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+from vllm.v1.metrics.loggers import (
+    AggregateStatLoggerBase,
+    PrometheusStatLogger,
+    StatLoggerManager,
+)
 from vllm.v1.metrics.stats import SchedulerStats
 
 from vllm_batchllm.compat.names import is_ours
@@ -79,9 +83,12 @@ def install() -> None:
 
 
 def collectors_of(stat_loggers: Iterable[Any]) -> Collectors:
-    """What vLLM's own metrics are made of here: under Ray Serve LLM and Ray Data LLM, Ray's."""
+    """What vLLM's own metrics are made of here: under Ray Serve LLM and Ray Data LLM, Ray's.
+
+    Asked of the logger itself: to know vLLM's for Ray by name, one would have to import Ray.
+    """
     for each in stat_loggers:
-        if isinstance(each, RayPrometheusStatLogger):
+        if isinstance(each, PrometheusStatLogger) and each._counter_cls is not Counter:
             return Collectors(each._counter_cls, each._gauge_cls, registry=None)
     return PROMETHEUS
 
